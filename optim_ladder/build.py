@@ -1,0 +1,181 @@
+"""From `Settings` to something that trains: the only interpreter of rungs.
+
+Benchmarks and training call the same `build`, so a number in a chart is the number of a run that can be started.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hardware import Device
+from model import GPT2
+from optim_ladder.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW as GPT-2's reproductions use it.
+
+    Args:
+        learning_rate: step size; a schedule may change it per step on `TrainStep.optimizer`.
+        betas: decay of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, on tensors of two dimensions or more; biases and norms are not decayed.
+        clip: largest norm of the whole gradient.
+
+    Source: Brown et al., "Language Models are Few-Shot Learners" (2020), appendix B.
+    """
+
+    learning_rate: float = 6e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+class TrainStep:
+    """One optimizer step, made by `build`; a context manager that restores process-wide flags when it closes.
+
+    Attributes:
+        model: the plain module, whose parameters are trained, whatever wraps it.
+        optimizer: AdamW over its parameters.
+    """
+
+    def __init__(
+        self, settings: Settings, device: Device, *, seed: int = 1337, optimizer: OptimizerConfig | None = None
+    ) -> None:
+        config = optimizer or OptimizerConfig()
+        rungs = settings.active
+        self.settings, self.device, self.clip = settings, device, config.clip
+        self.contexts = [r.forward for r in rungs]
+        self._process = ExitStack()
+        with ExitStack() as undo:  # a failure half-way restores what was already set
+            undo.callback(self._process.close)
+            for r in rungs:
+                self._process.enter_context(r.process(device))
+            self.target = device.torch_device(int(os.environ.get("LOCAL_RANK", 0)))
+            self.model = self._make_model(seed)
+            keywords: dict[str, object] = {"foreach": False}
+            for r in rungs:
+                keywords |= r.optimizer
+            self.foreach = keywords["foreach"]
+            self.optimizer = torch.optim.AdamW(
+                decay_groups(self.model, config.weight_decay),
+                lr=config.learning_rate,
+                betas=config.betas,
+                eps=config.eps,
+                **keywords,
+            )
+            self.scaler = torch.amp.GradScaler(
+                device.kind, init_scale=2.0**12, enabled=any(r.gradient_scaling for r in rungs)
+            )
+            self.module: nn.Module = self.model
+            for r in rungs:
+                self.module = r.parallel(self.module, device)
+            self.synchronised = self.module  # the wrapper that averages gradients, below the compiler
+            for r in rungs:
+                self.module = r.compile(self.module)
+            undo.pop_all()
+
+    def _make_model(self, seed: int) -> GPT2:
+        model_config = self.settings.workload.model_config()
+        for r in self.settings.active:
+            model_config = r.model_config(model_config)
+        with torch.random.fork_rng(devices=[]):  # the same weights on every device: drawn on the CPU
+            torch.manual_seed(seed)
+            model: nn.Module = GPT2(model_config)
+        for r in self.settings.active:
+            model = r.convert(model)
+        return model.to(self.target).train()
+
+    def forward(self, idx: Tensor, targets: Tensor) -> Tensor:
+        """Loss of one micro-batch under every rung's context.
+
+        Args:
+            idx: (B, T) int64 on `target`.
+            targets: (B, T) int64.
+
+        Returns:
+            Mean cross-entropy in nats, float32.
+        """
+        with ExitStack() as stack:
+            for context in self.contexts:
+                stack.enter_context(context(self.device))
+            return self.module(idx, targets)
+
+    def backward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Gradients of the mean loss over the micro-batches, left in ``.grad``; processes synchronise once, at the end.
+
+        Args:
+            batches: one (idx, targets) per gradient accumulation, of equal size.
+
+        Returns:
+            This process's mean loss in nats, float32, detached, on the device.
+        """
+        total = torch.zeros((), device=self.target)
+        for i, (idx, targets) in enumerate(batches):
+            last = i == len(batches) - 1
+            with nullcontext() if last or not hasattr(self.synchronised, "no_sync") else self.synchronised.no_sync():
+                loss = self.forward(idx, targets) / len(batches)
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        return total
+
+    def update(self) -> Tensor:
+        """Clips the gradient, updates the parameters, clears the gradient.
+
+        Returns:
+            The gradient's norm before clipping, on the device.
+        """
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip, foreach=self.foreach)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def __call__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """One optimizer step: (loss, gradient norm), both on the device; nothing is synchronised."""
+        return self.backward(batches), self.update()
+
+    def close(self) -> None:
+        self._process.close()
+
+    def __enter__(self) -> "TrainStep":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """AdamW's parameter groups: matrices are decayed, biases and norms are not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def build(
+    settings: Settings, device: Device, *, seed: int = 1337, optimizer: OptimizerConfig | None = None
+) -> TrainStep:
+    """A training step with exactly these rungs on.
+
+    Args:
+        settings: rungs and workload.
+        device: where to run; under torchrun each process takes the one of its local rank.
+        seed: of the weights, which are the same on every device and for every set of rungs.
+        optimizer: AdamW's numbers; the default is GPT-2's.
+
+    Raises:
+        ValueError: a rung cannot run on this device; the message says why.
+    """
+    for r in settings.active:
+        if reason := r.unavailable(device, settings.workload):
+            raise ValueError(f"rung {r.name!r} cannot run on {device.name}: {reason}; leave it out")
+    return TrainStep(settings, device, seed=seed, optimizer=optimizer)

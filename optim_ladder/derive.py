@@ -1,0 +1,166 @@
+"""The ladders that can be read off one ordered list, none of them written by hand.
+
+    cumulative     baseline, then each rung added to those below it: the classic chart
+    single         each rung, with what it needs, over the baseline alone
+    leave-one-out  everything, then everything without one rung and what depends on it
+    scaling        everything, in 1, 2, 4, … processes
+
+A rung that cannot run on the device keeps its place, with the reason, and is left out of what follows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from hardware import Device
+from optim_ladder.ladder import meets
+from optim_ladder.rung import Rung
+from optim_ladder.settings import Settings, Workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One place on a derived ladder: settings, or the reason there are none.
+
+    Args:
+        label: the rung added or left out here, "baseline", "all", or a number of processes.
+        title: chart label.
+        settings: what to measure; None for a skipped rung.
+        previous: the settings this place is compared with beside the baseline.
+        skipped: why the rung cannot run here.
+    """
+
+    label: str
+    title: str
+    settings: Settings | None
+    previous: Settings | None = None
+    skipped: str | None = None
+
+
+def why_not(rung: Rung, active: Sequence[Rung], device: Device, workload: Workload) -> str | None:
+    """None when a rung can be added to those already on; else the reason."""
+    if reason := rung.unavailable(device, workload):
+        return reason
+    missing = [need for need in rung.needs if not meets(active, need)]
+    return f"needs {missing[0]!r}, which is not on" if missing else None
+
+
+def climb(rungs: Sequence[Rung], device: Device, workload: Workload) -> tuple[tuple[Rung, ...], dict[str, str]]:
+    """The rungs that are on at the top, later ones having taken over their slots, and name -> reason of those skipped."""
+    active: tuple[Rung, ...] = ()
+    skipped = {}
+    for rung in rungs:
+        if reason := why_not(rung, active, device, workload):
+            skipped[rung.name] = reason
+        else:
+            active = take_over(active, rung)
+    return active, skipped
+
+
+def take_over(active: Sequence[Rung], rung: Rung) -> tuple[Rung, ...]:
+    """``rung`` added, whatever held its slot removed."""
+    return (*(r for r in active if rung.slot is None or r.slot != rung.slot), rung)
+
+
+def settings_of(active: Sequence[Rung], workload: Workload) -> Settings:
+    return Settings(workload=workload, rungs=tuple(r.name for r in active))
+
+
+def cumulative(rungs: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
+    places = [Place(label="baseline", title="fp32 baseline", settings=settings_of((), workload))]
+    active: tuple[Rung, ...] = ()
+    for rung in rungs:
+        if reason := why_not(rung, active, device, workload):
+            places.append(Place(label=rung.name, title=rung.title, settings=None, skipped=reason))
+            continue
+        before, active = active, take_over(active, rung)
+        places.append(
+            Place(
+                label=rung.name,
+                title=rung.title,
+                settings=settings_of(active, workload),
+                previous=settings_of(before, workload),
+            )
+        )
+    return places
+
+
+def single(rungs: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
+    baseline = settings_of((), workload)
+    places = [Place(label="baseline", title="fp32 baseline", settings=baseline)]
+    for rung in rungs:
+        needed = [r for r in rungs if r.name in rung.needs]
+        active, skipped = climb([*needed, rung], device, workload)
+        if rung.name in skipped:
+            places.append(Place(label=rung.name, title=rung.title, settings=None, skipped=skipped[rung.name]))
+        else:
+            places.append(
+                Place(label=rung.name, title=rung.title, settings=settings_of(active, workload), previous=baseline)
+            )
+    return places
+
+
+def leave_one_out(rungs: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
+    top, skipped = climb(rungs, device, workload)
+    everything = settings_of(top, workload)
+    places = [Place(label="all", title="all rungs", settings=everything)]
+    for rung in rungs:
+        if rung in top:
+            # Leaving a rung out brings back what it had taken over, and takes what needs it along.
+            rest, _ = climb([r for r in rungs if r is not rung], device, workload)
+            without = settings_of(rest, workload)
+            places.append(
+                Place(label=rung.name, title=f"without {rung.title}", settings=without, previous=everything)
+            )
+        else:
+            reason = skipped.get(rung.name) or "already replaced at the top by a later rung of its slot"
+            places.append(
+                Place(label=rung.name, title=f"without {rung.title}", settings=None, skipped=reason)
+            )
+    return places
+
+
+def scaling(rungs: Sequence[Rung], spread: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
+    places: list[Place] = []
+    alone = settings_of(climb(rungs, device, workload)[0], workload)
+    world_size = 1
+    while world_size == 1 or world_size <= max(device.count, 2):
+        here = replace(workload, world_size=world_size)
+        active, skipped = climb([*rungs, *spread] if world_size > 1 else rungs, device, here)
+        reason = next((skipped[r.name] for r in spread if r.name in skipped), None)
+        places.append(
+            Place(
+                label=str(world_size),
+                title=f"{world_size} process{'es' if world_size > 1 else ''}",
+                settings=None if reason else settings_of(active, here),
+                previous=None if world_size == 1 or reason else alone,
+                skipped=reason,
+            )
+        )
+        world_size *= 2
+    return places
+
+
+DERIVATIONS = ("cumulative", "single", "leave-one-out", "scaling")
+
+
+def derive(name: str, rungs: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
+    """One derived ladder.
+
+    Args:
+        name: one of `DERIVATIONS`.
+        rungs: the part of the ladder to use, in ladder order.
+        device: where it will run.
+        workload: of one process.
+    """
+    ladder = [r for r in rungs if not r.scaling]
+    spread = [r for r in rungs if r.scaling]
+    match name:
+        case "cumulative":
+            return cumulative(ladder, device, workload)
+        case "single":
+            return single(ladder, device, workload)
+        case "leave-one-out":
+            return leave_one_out(ladder, device, workload)
+        case "scaling":
+            return scaling(ladder, spread, device, workload)
+    raise AssertionError(name)

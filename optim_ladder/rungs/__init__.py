@@ -1,0 +1,1 @@
+"""One file per optimization. The order in which they are climbed is `optim_ladder.ladder.LADDER`."""

@@ -1,0 +1,138 @@
+"""What `build` makes of settings: the same training as plain PyTorch, and flags put back."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hardware import Device, detect
+from model import GPT2
+from optim_ladder import LADDER, OptimizerConfig, Settings, Workload, build
+from optim_ladder.build import decay_groups
+
+CPU = detect("cpu")
+DEVICES = [CPU, *([detect("cuda")] if torch.cuda.is_available() else [])]
+WORKLOAD = Workload(model="nano", vocab_size=67, micro_batch=2, seq_len=24)
+
+
+def batch(rows: int = 2, seed: int = 0, target: str | torch.device = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(67, (rows, 25), generator=torch.Generator().manual_seed(seed)).to(target)
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def weights(model: GPT2) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_a_step_is_plain_pytorch() -> None:
+    """The baseline against the training loop anyone would write, number for number."""
+    config = OptimizerConfig()
+    torch.manual_seed(7)
+    model = GPT2(WORKLOAD.model_config())
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}],
+        lr=6e-4, betas=(0.9, 0.95), eps=1e-8, foreach=False,
+    )  # fmt: skip
+    with build(Settings(workload=WORKLOAD), CPU, seed=7, optimizer=config) as step:
+        for i in range(3):
+            idx, targets = batch(seed=i)
+            loss, norm = step([(idx, targets)])
+            expected = model(idx, targets)
+            expected.backward()
+            expected_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False)
+            optimizer.step()
+            optimizer.zero_grad()
+            assert loss.item() == expected.item()
+            assert norm.item() == expected_norm.item()
+        assert torch.equal(weights(step.model), weights(model))
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda d: d.kind)
+@pytest.mark.parametrize("name", [r.name for r in LADDER if not r.scaling and r.name != "compile"])
+def test_each_rung_trains_or_says_why_not(name: str, device: Device) -> None:
+    """Loss falls on one repeated batch; what the device cannot do is an error that names the rung and the reason."""
+    rung = next(r for r in LADDER if r.name == name)
+    settings = Settings(workload=WORKLOAD, rungs=(*rung.needs, name))
+    if rung.unavailable(device, WORKLOAD):
+        with pytest.raises(ValueError, match=f"rung '{name}' cannot run on .*; leave it out"):
+            build(settings, device)
+        return
+    with build(settings, device) as step:
+        losses = [float(step([batch(target=step.target)])[0]) for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_fp16_scales_the_loss_and_unscales_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(CPU), "supports", lambda self, dtype: dtype != "bf16")
+    with build(Settings(workload=WORKLOAD, rungs=("fp16",)), CPU) as step, build(Settings(workload=WORKLOAD), CPU) as plain:
+        assert step.scaler.is_enabled() and step.scaler.get_scale() == 4096
+        for i in range(3):
+            (loss, norm), (expected, expected_norm) = step([batch(seed=i)]), plain([batch(seed=i)])
+            assert loss.item() == pytest.approx(expected.item(), abs=5e-3)
+            assert norm.item() == pytest.approx(expected_norm.item(), rel=1e-2)
+        before = weights(step.model)
+        step.scaler.update(2.0**40)  # far above fp16's range: the gradients overflow
+        step([batch()])
+        assert torch.equal(weights(step.model), before)  # the step was skipped
+        assert step.scaler.get_scale() < 2.0**40
+
+
+def test_accumulating_equals_one_large_batch() -> None:
+    idx, targets = batch(rows=4)
+    with build(Settings(workload=replace(WORKLOAD, micro_batch=4)), CPU) as large:
+        loss, norm = large([(idx, targets)])
+    with build(Settings(workload=replace(WORKLOAD, grad_accumulation=2)), CPU) as small:
+        loss_2, norm_2 = small([(idx[:2], targets[:2]), (idx[2:], targets[2:])])
+    torch.testing.assert_close(loss_2, loss, atol=1e-6, rtol=0)
+    torch.testing.assert_close(norm_2, norm, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(weights(small.model), weights(large.model), atol=1e-5, rtol=0)
+
+
+def test_process_wide_flags_are_put_back_even_after_a_failure() -> None:
+    def flags() -> tuple:
+        return (
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.random.get_rng_state().tolist(),
+        )
+
+    before = flags()
+    settings = Settings(workload=WORKLOAD, rungs=("flash",))
+    with build(settings, CPU):
+        assert not torch.backends.cuda.math_sdp_enabled()
+    assert flags() == before
+    broken = OptimizerConfig(learning_rate=-1.0)
+    with pytest.raises(ValueError, match="learning rate"):
+        build(settings, CPU, optimizer=broken)
+    assert flags() == before
+
+
+def test_tf32_is_switched_on_and_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(CPU), "supports", lambda self, dtype: True)
+    assert torch.get_float32_matmul_precision() == "highest"
+    with build(Settings(workload=WORKLOAD, rungs=("tf32",)), CPU):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_only_matrices_are_decayed() -> None:
+    decayed, spared = decay_groups(GPT2(WORKLOAD.model_config()), 0.1)
+    assert decayed["weight_decay"] == 0.1 and {p.dim() for p in decayed["params"]} == {2}
+    assert spared["weight_decay"] == 0.0 and {p.dim() for p in spared["params"]} == {1}
+
+
+def test_rungs_do_not_change_the_initial_weights() -> None:
+    with build(Settings(workload=WORKLOAD), CPU) as plain:
+        expected = {name: p.detach().clone() for name, p in plain.model.named_parameters()}
+    with build(Settings(workload=WORKLOAD, rungs=("bf16", "flash", "padded_vocab", "fused_adamw")), CPU) as step:
+        for name, p in step.model.named_parameters():
+            assert torch.equal(p[: len(expected[name])], expected[name]), name
+
+
+def test_the_first_loss_is_that_of_guessing() -> None:
+    with build(Settings(workload=WORKLOAD), CPU) as step:
+        assert float(step([batch()])[0]) == pytest.approx(math.log(67), abs=0.2)

@@ -1,0 +1,171 @@
+"""The list of rungs, settings made of them, and the ladders derived from it."""
+
+import importlib
+import itertools
+import pkgutil
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+import optim_ladder.rungs
+from optim_ladder import LADDER, Rung, Settings, Workload, derive, in_order, rung
+from optim_ladder.derive import climb
+from optim_ladder.rung import REORDERED
+from tests.optim_ladder.devices import CPU, H100, T4, gpu
+
+GPU_WORKLOAD = Workload(micro_batch=64)
+CPU_WORKLOAD = Workload(model="nano", vocab_size=8192, micro_batch=2, seq_len=512)
+
+
+@pytest.fixture(autouse=True)
+def cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pretended GPUs have cuDNN 9 and Triton, whatever this machine's torch was built with."""
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91000)
+    monkeypatch.setattr("optim_ladder.rungs.compile.find_spec", lambda name: object())
+
+
+def test_every_rung_file_stands_on_the_ladder_once() -> None:
+    files = [module.name for module in pkgutil.iter_modules(optim_ladder.rungs.__path__)]
+    assert sorted(r.name for r in LADDER) == sorted(files)
+    for name in files:
+        assert importlib.import_module(f"optim_ladder.rungs.{name}").RUNG is rung(name)
+
+
+def test_the_ladder_is_topological() -> None:
+    names = [r.name for r in LADDER]
+    for i, r in enumerate(LADDER):
+        assert set(r.needs) <= set(names[:i]), r.name
+
+
+@pytest.mark.parametrize("r", LADDER, ids=lambda r: r.name)
+def test_every_rung_tells_its_story(r: Rung) -> None:
+    assert re.fullmatch(r"[a-z][a-z0-9_]*", r.name)
+    assert r.source.startswith("https://")
+    assert len(r.essay.split()) >= 50
+    assert r.drift.loss >= REORDERED.loss
+
+
+def test_rungs_keep_ladder_order_however_they_are_given() -> None:
+    names = ("bf16", "compile", "flash", "fused_adamw")
+    settings = {Settings(workload=CPU_WORKLOAD, rungs=order) for order in itertools.permutations(names)}
+    assert len(settings) == 1
+    assert settings.pop().rungs == names
+    assert Settings(workload=CPU_WORKLOAD, rungs=("bf16", "bf16")).rungs == ("bf16",)
+
+
+@pytest.mark.parametrize(
+    ("rungs", "message"),
+    [
+        (("flsh",), "unknown rung 'flsh': did you mean 'flash'? choose from tf32, bf16"),
+        (("bf16", "fp16"), "rungs 'bf16' and 'fp16' exclude each other (precision); leave one out"),
+        (("cudnn_attention",), "rung 'cudnn_attention' needs 'bf16'; add it, or leave 'cudnn_attention' out"),
+    ],
+)
+def test_wrong_rungs_are_refused(rungs: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Settings(workload=CPU_WORKLOAD, rungs=rungs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"micro_batch": 0}, "micro_batch is 0; it must be a positive integer"),
+        ({"seq_len": -1}, "seq_len is -1"),
+        ({"world_size": 1.5}, "world_size is 1.5"),
+        ({"model": "gpt-2"}, "unknown model 'gpt-2': did you mean 'gpt2'?"),
+    ],
+)
+def test_a_wrong_workload_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        replace(CPU_WORKLOAD, **change)
+
+
+def test_settings_survive_json() -> None:
+    settings = Settings(workload=replace(GPU_WORKLOAD, grad_accumulation=2, world_size=4), rungs=("bf16", "ddp"))
+    assert Settings.from_dict(settings.to_dict()) == settings
+    assert settings.id == "bf16+ddp@4"
+
+
+def test_a_need_is_met_by_what_took_over_its_slot() -> None:
+    assert Settings(workload=GPU_WORKLOAD, rungs=("fp16", "cudnn_attention")).precision == "fp16"
+
+
+def rungs_of(places) -> list[str]:
+    return ["+".join(p.settings.rungs) if p.settings else f"({p.label})" for p in places]
+
+
+def test_cumulative_on_an_h100() -> None:
+    places = derive("cumulative", LADDER, H100, GPU_WORKLOAD)
+    assert rungs_of(places) == [
+        "",
+        "tf32",
+        "tf32+bf16",
+        "(fp16)",
+        "tf32+bf16+compile",
+        "tf32+bf16+compile+flash",
+        "tf32+bf16+compile+cudnn_attention",  # takes flash's slot over
+        "tf32+bf16+compile+cudnn_attention+padded_vocab",
+        "tf32+bf16+compile+cudnn_attention+padded_vocab+fused_adamw",
+    ]
+    measured = [p for p in places if p.settings]
+    assert [p.previous for p in measured[1:]] == [p.settings for p in measured[:-1]]
+
+
+def test_cumulative_on_a_t4_takes_fp16_and_leaves_out_what_needs_newer_cores() -> None:
+    places = derive("cumulative", LADDER, T4, GPU_WORKLOAD)
+    assert rungs_of(places) == [
+        "", "(tf32)", "(bf16)", "fp16", "fp16+compile", "fp16+compile+flash", "(cudnn_attention)",
+        "fp16+compile+flash+padded_vocab", "fp16+compile+flash+padded_vocab+fused_adamw",
+    ]  # fmt: skip
+    reasons = {p.label: p.skipped for p in places if p.skipped}
+    assert "compute capability 8.0" in reasons["tf32"]
+    assert "fp16 is the rung for it" in reasons["bf16"]
+
+
+def test_cumulative_on_a_cpu_says_why_rungs_are_missing() -> None:
+    reasons = {p.label: p.skipped for p in derive("cumulative", LADDER, CPU, CPU_WORKLOAD) if p.skipped}
+    assert reasons.keys() == {"tf32", "fp16", "cudnn_attention", "padded_vocab"}
+    assert reasons["padded_vocab"] == "the vocabulary of 8192 is already a multiple of 128"
+
+
+def test_single_brings_what_a_rung_needs() -> None:
+    places = derive("single", LADDER, H100, GPU_WORKLOAD)
+    assert rungs_of(places) == [
+        "", "tf32", "bf16", "(fp16)", "compile", "flash", "bf16+cudnn_attention", "padded_vocab", "fused_adamw",
+    ]  # fmt: skip
+    assert {p.previous.id for p in places[1:] if p.previous} == {"baseline"}
+
+
+def test_leave_one_out_takes_dependents_along_and_brings_back_what_was_replaced() -> None:
+    places = {p.label: p for p in derive("leave-one-out", LADDER, H100, GPU_WORKLOAD)}
+    everything = {"tf32", "bf16", "compile", "cudnn_attention", "padded_vocab", "fused_adamw"}
+    assert set(places["all"].settings.rungs) == everything
+    assert set(places["bf16"].settings.rungs) == everything - {"bf16", "cudnn_attention"} | {"flash"}
+    assert set(places["cudnn_attention"].settings.rungs) == everything - {"cudnn_attention"} | {"flash"}
+    assert places["flash"].settings is None and "replaced" in places["flash"].skipped
+    assert places["compile"].previous == places["all"].settings
+
+
+def test_scaling_goes_up_to_the_devices_there_are() -> None:
+    places = derive("scaling", LADDER, gpu("NVIDIA H100 80GB HBM3", (9, 0), count=4), GPU_WORKLOAD)
+    assert [p.settings.workload.world_size for p in places] == [1, 2, 4]
+    assert ["ddp" in p.settings.rungs for p in places] == [False, True, True]
+    alone = derive("scaling", LADDER, H100, GPU_WORKLOAD)
+    assert alone[1].skipped == "needs 2 GPUs; this machine has 1"
+    two_cores = derive("scaling", LADDER, CPU, CPU_WORKLOAD)
+    assert two_cores[1].settings.id.endswith("ddp@2")
+
+
+def test_climbing_over_slots_holds_one_rung_each() -> None:
+    for device in (H100, T4, CPU):
+        active, _ = climb([r for r in LADDER if not r.scaling], device, GPU_WORKLOAD)
+        slots = [r.slot for r in active if r.slot]
+        assert len(slots) == len(set(slots))
+        Settings(workload=GPU_WORKLOAD, rungs=tuple(r.name for r in active))  # passes its own checks
+
+
+def test_in_order_drops_duplicates() -> None:
+    assert [r.name for r in in_order(["flash", "bf16", "flash"])] == ["bf16", "flash"]
