@@ -1,0 +1,299 @@
+"""One benchmark session: peaks, parity, then trials in balanced order, into a record.
+
+A session never fails because a setting does: what a worker cannot do becomes that setting's status, with its reason.
+Ctrl-C ends it early and keeps what was measured.
+"""
+
+import random
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bench import parity
+from bench.launch import ROOT, Launcher, Outcome
+from bench.plan import BASELINE, BASELINE_AGAIN, Plan
+from bench.roofline import roofline
+from data.tokens import TokenSource, batches
+from hardware import capture, datasheet_peaks
+from model.flops import flops_per_token, num_parameters
+from optim_ladder import Place, Settings, Workload
+from results import SCHEMA_VERSION, Measurement, Parity, Record, Step, Trial
+from results.schema import from_dict
+
+PEAKS_BUDGET_S = 5.0
+NUM_BATCHES = max(parity.NUM_STEPS, 8)  # per step, resident on the device; trials cycle through them
+
+
+class Reporter(Protocol):
+    """Told how the session goes; `bench.progress` shows it."""
+
+    def begin(self, steps: int) -> None: ...
+    def working(self, what: str) -> None: ...
+    def done(self, what: str, outcome: str) -> None: ...
+
+
+@dataclass
+class Progress:
+    """What is known of one setting so far."""
+
+    settings: Settings
+    status: str = "not run"
+    reason: str | None = None
+    compile_ms: float | None = None
+    parity: Parity | None = None
+    trials: list[Trial] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def alive(self) -> bool:
+        return self.status in ("not run", "ok", "wrong")
+
+    def fail(self, outcome: Outcome, where: str) -> None:
+        self.status, self.reason = outcome.status, f"{where}: {outcome.reason}"
+
+
+class Session:
+    """Measures a plan.
+
+    Args:
+        plan: what to measure.
+        tokens: real text.
+        launcher: starts the worker processes.
+        reporter: is told how it goes.
+    """
+
+    def __init__(self, plan: Plan, tokens: TokenSource, launcher: Launcher, reporter: Reporter) -> None:
+        self.plan, self.tokens, self.launcher, self.reporter = plan, tokens, launcher, reporter
+        self.progress = {name: Progress(settings) for name, settings in plan.settings.items()}
+        self.references: dict[int, parity.Trajectory] = {}
+        self.measured_peaks: dict[str, Any] = {}
+        self.seconds: Counter[str] = Counter()
+        self.interrupted = False
+
+    def measure(self) -> Record:
+        """Runs everything; a record always comes back, marked partial after Ctrl-C."""
+        begun = time.time()
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun))
+        environment = capture(self.plan.device, ROOT)
+        self.reporter.begin(1 + len(self.progress) * (1 + self.plan.schedule.num_trials))
+        try:
+            for name, phase in (("peaks", self._peaks), ("parity", self._parity), ("trials", self._trials)):
+                start = time.perf_counter()
+                try:
+                    phase()
+                finally:
+                    self.seconds[name] = time.perf_counter() - start
+        except KeyboardInterrupt:
+            self.interrupted = True
+        return self._record(created, environment)
+
+    # -- phases ------------------------------------------------------------------------------------------------------
+
+    def _peaks(self) -> None:
+        self.reporter.working("what this device reaches on a matrix product and a copy")
+        outcome = self.launcher.run("peaks", self._job("peaks", budget_s=PEAKS_BUDGET_S))
+        self.measured_peaks = outcome.result
+        self.reporter.done("peaks", outcome.reason or describe_peaks(outcome.result))
+
+    def _parity(self) -> None:
+        """Every setting's first steps against fp32; ladder order, so the first to need a compiled graph pays for it."""
+        for name, p in self.progress.items():
+            self.reporter.working(f"parity of {name}")
+            if name == BASELINE_AGAIN:  # one setting under two names
+                first = self.progress[BASELINE]
+                p.settings, p.parity, p.flags = first.settings, first.parity, list(first.flags)
+                p.status, p.reason = first.status, first.reason
+                self.reporter.done(f"parity of {name}", "as baseline")
+                continue
+            reference = self._reference(p.settings.workload)
+            if reference is None:
+                p.status, p.reason = "crashed", "there is no fp32 reference to compare with"
+            else:
+                self._compare(name, p, reference)
+            self.reporter.done(f"parity of {name}", describe_parity(p))
+
+    def _compare(self, name: str, p: Progress, reference: parity.Trajectory) -> None:
+        outcome = self._fitting(name, p, "parity")
+        if outcome.status != "ok":
+            p.fail(outcome, "parity run")
+            return
+        measured = parity.Trajectory(**outcome.result)
+        p.parity = parity.compare(measured, reference, p.settings.drift)
+        first, *later = measured.step_ms
+        p.compile_ms = max(0.0, first - float(np.median(later)))
+        if not p.parity.passed:
+            p.status, p.reason = "wrong", p.parity.reason
+
+    def _reference(self, workload: Workload) -> parity.Trajectory | None:
+        """The true fp32 trajectory for steps of this many sequences, measured once per session in one process."""
+        size = workload.sequences_per_step
+        if size not in self.references:
+            alone = replace(
+                self.plan.workload, grad_accumulation=size // self.plan.workload.micro_batch, world_size=1
+            )
+            p = Progress(Settings(workload=alone))
+            outcome = self._fitting(f"reference-{size}", p, "parity")
+            if outcome.status != "ok":
+                return None
+            self.references[size] = parity.Trajectory(**outcome.result)
+        return self.references[size]
+
+    def _trials(self) -> None:
+        schedule = self.plan.schedule
+        names = list(self.progress)
+        for trial, order in enumerate(visiting_orders(names, schedule.num_trials, self.plan.seed)):
+            for position, name in enumerate(order):
+                p, what = self.progress[name], f"trial {trial + 1}/{schedule.num_trials} of {name}"
+                self.reporter.working(what)
+                if p.alive:
+                    outcome = self._fitting(name, p, "trial", trial=trial, position=position)
+                    if outcome.status == "ok":
+                        p.trials.append(from_dict(Trial, outcome.result, "trial"))
+                        p.status = "wrong" if p.status == "wrong" else "ok"
+                    else:
+                        p.fail(outcome, f"trial {trial + 1}")
+                self.reporter.done(what, describe_trial(p))
+
+    # -- running workers ---------------------------------------------------------------------------------------------
+
+    def _fitting(self, name: str, p: Progress, kind: str, **more: Any) -> Outcome:
+        """Runs a setting; out of memory, the same step in micro-batches half as large, flagged, until it fits or is 1."""
+        while True:
+            workload = p.settings.workload
+            job = self._job(
+                kind, settings=p.settings.to_dict(), batches=str(self._batches(workload)),
+                num_blocks=self.plan.schedule.num_blocks, **more,
+            )  # fmt: skip
+            outcome = self.launcher.run(f"{name}-{kind}", job, world_size=workload.world_size)
+            smaller = workload.halved() if outcome.status == "oom" else None
+            if smaller is None:
+                return outcome
+            p.settings = replace(p.settings, workload=smaller)
+            p.flags = [f"micro-batch {self.plan.workload.micro_batch} does not fit"]
+            if p.trials:  # trials of two workloads are not one sample
+                p.flags.append(f"{len(p.trials)} trials at the larger micro-batch discarded")
+                p.trials.clear()
+
+    def _job(self, kind: str, **more: Any) -> dict[str, Any]:
+        return {"kind": kind, "device": self.plan.device.kind, "seed": self.plan.seed, **more}
+
+    def _batches(self, workload: Workload) -> Path:
+        """The session's batches for steps of this many sequences; the same text whatever the setting."""
+        size = workload.sequences_per_step
+        path = self.launcher.workdir / f"batches-{size}.npz"
+        if not path.exists():
+            idx, targets = batches(
+                self.tokens.tokens, micro_batch=size, seq_len=workload.seq_len, count=NUM_BATCHES, seed=self.plan.seed
+            )
+            np.savez(path, idx=idx, targets=targets)
+        return path
+
+    # -- the record --------------------------------------------------------------------------------------------------
+
+    def _record(self, created: str, environment: dict[str, Any]) -> Record:
+        plan, workload = self.plan, self.plan.workload
+        config = workload.model_config()
+        parameters = num_parameters(config)
+        datasheet = datasheet_peaks(plan.device)
+        in_blocks = sum(
+            sum(t.wall_ms) * t.steps_per_block / 1e3 for p in self.progress.values() for t in p.trials
+        )
+        return Record(
+            schema_version=SCHEMA_VERSION,
+            suite="ladder",
+            status="partial" if self.interrupted else "complete",
+            quick=plan.quick,
+            created_utc=created,
+            profile=plan.profile,
+            device=asdict(plan.device) | {"capability": list(plan.device.capability or ()) or None},
+            environment=environment,
+            workload=asdict(workload),
+            seed=plan.seed,
+            token_source=self.tokens.info,
+            num_parameters=parameters,
+            flops_per_token=flops_per_token(config, workload.seq_len),
+            peaks={"datasheet": datasheet, "measured": self.measured_peaks or None},
+            mfu_peak=mfu_peak(datasheet, self.measured_peaks if plan.device.kind == "cpu" else None),
+            roofline=roofline(
+                config,
+                num_parameters=parameters,
+                tokens=workload.tokens_per_step,
+                seq_len=workload.seq_len,
+                peaks=self.measured_peaks,
+            ),
+            harness={
+                **asdict(plan.schedule),
+                "seconds_total": sum(self.seconds.values()),
+                "seconds_in_blocks": in_blocks,
+                **{f"seconds_{name}": seconds for name, seconds in self.seconds.items()},
+            },
+            derivations={name: [to_step(place) for place in places] for name, places in plan.derivations.items()},
+            measurements={name: self._measurement(name, p) for name, p in self.progress.items()},
+        )
+
+    def _measurement(self, name: str, p: Progress) -> Measurement:
+        return Measurement(
+            id=name,
+            rungs=list(p.settings.rungs),
+            workload=asdict(p.settings.workload),
+            precision=p.settings.precision,
+            quantised=p.settings.quantised,
+            status=p.status,
+            reason="interrupted" if p.status == "not run" else p.reason,
+            compile_ms=p.compile_ms,
+            parity=p.parity,
+            trials=p.trials,
+            flags=p.flags,
+        )
+
+
+def visiting_orders(names: list[str], num_trials: int, seed: int) -> list[list[str]]:
+    """Every trial's order: random in the even ones, reversed in the odd ones, so that a steady drift cancels in pairs."""
+    rng, orders = random.Random(seed), []
+    for trial in range(num_trials):
+        orders.append(orders[-1][::-1] if trial % 2 else rng.sample(names, len(names)))
+    return orders
+
+
+def to_step(place: Place) -> Step:
+    return Step(
+        label=place.label,
+        title=place.title,
+        measurement=place.settings.id if place.settings else None,
+        previous=place.previous.id if place.previous else None,
+        skipped=place.skipped,
+    )
+
+
+def mfu_peak(datasheet: dict[str, Any] | None, measured: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What MFU is divided by: the data sheet's dense 16-bit rate; on a CPU, which has none, the fastest one measured."""
+    for dtype in ("bf16", "fp16"):
+        if datasheet and dtype in datasheet["tflops"]:
+            return {"dtype": dtype, "tflops": datasheet["tflops"][dtype], "source": datasheet["source"]}
+    if measured and measured.get("tflops"):
+        dtype = max(measured["tflops"], key=measured["tflops"].get)
+        return {"dtype": dtype, "tflops": measured["tflops"][dtype], "source": "measured: " + measured["method"]}
+    return None
+
+
+def describe_peaks(peaks: dict[str, Any]) -> str:
+    rates = ", ".join(f"{dtype} {rate:.3g} TFLOP/s" for dtype, rate in peaks.get("tflops", {}).items())
+    return f"{rates}, copy {peaks['bandwidth_gbps']:.3g} GB/s" if peaks.get("bandwidth_gbps") else rates
+
+
+def describe_parity(p: Progress) -> str:
+    if p.parity is None or not p.parity.passed:
+        return f"{p.status}: {p.reason}"
+    return f"loss within {p.parity.loss_drift:.1e} of fp32, gradients within {p.parity.gradient_drift:.1e}"
+
+
+def describe_trial(p: Progress) -> str:
+    if not p.alive:
+        return f"{p.status}: {p.reason}"
+    step_ms = float(np.median(p.trials[-1].device_ms))
+    w = p.settings.workload
+    return f"{step_ms:.1f} ms/step, {w.tokens_per_step / w.world_size / step_ms * 1e3:,.0f} tok/s"
