@@ -1,0 +1,25 @@
+# Two commands do all their own set-up: `make bench` and `make test`.
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+
+.PHONY: bench test live venv
+.DELETE_ON_ERROR:
+
+bench: venv  ## measure this machine's ladder, write the record and the charts, print the table
+	$(RUN) -m pytest --benchmark $(ARGS)
+
+test: venv  ## all tests
+	$(RUN) -m pytest -m "not live" $(ARGS)
+
+live: venv  ## tests that measure for real: minutes each
+	$(RUN) -m pytest -m live -s $(ARGS)
+
+venv: $(VENV)/installed  ## the environment, in .venv
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v >= (3, 11) else f"error: Python {v[0]}.{v[1]} is too old; install 3.11 or newer, or: make PYTHON=/path/to/python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
