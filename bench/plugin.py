@@ -125,7 +125,7 @@ class BenchmarkPlugin:
             draw(self.plan.results_dir, self.plan.charts_dir)
             if self.plan.results_dir == ROOT / "results" / "records":
                 update(ROOT / "README.md", self.plan.results_dir)
-        except OSError as error:
+        except (ValueError, OSError) as error:
             self.closing.append(f"error: charts not drawn: {error}")
         else:
             self.closing.append(f"charts: {display(self.plan.charts_dir)}")
@@ -137,7 +137,7 @@ class BenchmarkPlugin:
         with self.terminal() as console:
             for derivation in self.record.derivations:
                 console.print()
-                console.print(ladder_table(self.record, derivation))
+                console.print(ladder_table(self.record, derivation, width=console.width))
             console.print()
             for line in self.closing:
                 console.print(line, highlight=False, markup=False, soft_wrap=True)

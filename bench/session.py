@@ -43,7 +43,7 @@ class Progress:
     settings: Settings
     status: str = "not run"
     reason: str | None = None
-    compile_ms: float | None = None
+    first_steps_ms: list[float] = field(default_factory=list)
     parity: Parity | None = None
     trials: list[Trial] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
@@ -123,8 +123,7 @@ class Session:
             return
         measured = parity.Trajectory(**outcome.result)
         p.parity = parity.compare(measured, reference, p.settings.drift)
-        first, *later = measured.step_ms
-        p.compile_ms = max(0.0, first - float(np.median(later)))
+        p.first_steps_ms = measured.step_ms
         if not p.parity.passed:
             p.status, p.reason = "wrong", p.parity.reason
 
@@ -244,7 +243,7 @@ class Session:
             quantised=p.settings.quantised,
             status=p.status,
             reason="interrupted" if p.status == "not run" else p.reason,
-            compile_ms=p.compile_ms,
+            first_steps_ms=p.first_steps_ms,
             parity=p.parity,
             trials=p.trials,
             flags=p.flags,
