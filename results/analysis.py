@@ -1,0 +1,402 @@
+"""What follows from records: the one place where a number shown in a table, a chart or the README is worked out.
+
+A record keeps raw times; everything here is derived from them on reading, by one function each.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from results import stats
+from results.schema import Measurement, Record, Step
+from results.stats import Effect, Estimate
+
+if TYPE_CHECKING:
+    import pandas
+
+BASELINE, BASELINE_AGAIN = "baseline", "baseline-again"
+CUMULATIVE, SINGLE, LEAVE_ONE_OUT, SCALING = "cumulative", "single", "leave-one-out", "scaling"
+SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One place on a ladder with all that is shown about it; ``None`` where it was not measured or has no meaning."""
+
+    label: str
+    title: str
+    measurement: str | None
+    previous: str | None  # the measurement that over_previous is over
+    status: str  # one of schema.STATUSES, or "skipped"
+    reason: str | None
+    rungs: list[str]
+    world_size: int
+    tokens_per_second: Estimate | None = None  # per GPU
+    tokens_per_second_p20: float | None = None  # over all blocks of all trials
+    tokens_per_second_p80: float | None = None
+    step_ms: Estimate | None = None
+    over_baseline: Effect | None = None
+    over_baseline_verdict: str | None = None
+    over_previous: Effect | None = None  # over the rung before; in leave-one-out, over all rungs on
+    over_previous_verdict: str | None = None
+    mfu_full: float | None = None  # shares of 1
+    mfu_causal: float | None = None
+    roofline_share: float | None = None
+    peak_memory_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    compile_ms: float | None = None  # how much longer the session's first step of this setting took than the next ones
+    loss_drift: float | None = None  # nats
+    loss_bound: float | None = None
+    host_overhead: float | None = None  # share of wall time that the device did not see
+    warmup_steps: int | None = None
+    flags: list[str] = field(default_factory=list)
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.measurement == BASELINE
+
+    @property
+    def failed(self) -> bool:
+        """Neither measured nor skipped: out of memory, crashed, hung, wrong or not reached."""
+        return self.status not in ("ok", SKIPPED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """The fastest setting known for a device, and where that is known from."""
+
+    path: Path
+    record: Record
+    measurement: Measurement
+    tokens_per_second: Estimate  # per GPU
+    over_baseline: Effect | None
+    over_baseline_verdict: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One setting in two records; the effect is of b over a, per GPU."""
+
+    id: str
+    label: str
+    a: Estimate | None  # tokens per second per GPU
+    b: Estimate | None
+    effect: Effect | None
+    verdict: str | None
+    note: str | None  # why there is no effect, or what else differs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """One number of processes."""
+
+    processes: int
+    status: str
+    reason: str | None
+    total: Estimate | None  # tokens per second of all processes
+    per_process: Estimate | None
+    efficiency: Effect | None  # speed of one process here over its speed alone
+
+
+def rows(record: Record, derivation: str = CUMULATIVE) -> list[Row]:
+    """Every place of one derived ladder, in order, skipped and failed ones included; empty if not in the record."""
+    floor = noise_floor(record)
+    return [_row(record, step, floor) for step in record.derivations.get(derivation, [])]
+
+
+def measurement_row(record: Record, name: str) -> Row:
+    """One measurement apart from any ladder: only the comparison with the baseline is made.
+
+    Args:
+        record: the session.
+        name: a key of ``record.measurements``.
+    """
+    step = Step(label=name, title=_setting_labels(record).get(name, name), measurement=name, previous=None)
+    return _row(record, step, noise_floor(record))
+
+
+def noise_floor(record: Record) -> float | None:
+    """How far the baseline came out from itself, as a share of 1; ``None`` where it was not measured twice."""
+    first, again = record.measurements.get(BASELINE), record.measurements.get(BASELINE_AGAIN)
+    return stats.noise_floor(_trial_times(first), _trial_times(again)) if first and again else None
+
+
+def frame(record: Record) -> "pandas.DataFrame":
+    """All rows of all derivations as one table, a column for each number (``over_baseline_low``, …)."""
+    import pandas
+
+    flat = []
+    for derivation in record.derivations:
+        for row in rows(record, derivation):
+            line: dict[str, Any] = {"derivation": derivation}
+            for name, value in asdict(row).items():
+                if isinstance(getattr(row, name), (Estimate, Effect)):
+                    line |= {name if key in ("value", "ratio") else f"{name}_{key}": v for key, v in value.items()}
+                else:
+                    line[name] = (
+                        " + ".join(value) if name == "rungs" else "; ".join(value) if name == "flags" else value
+                    )
+            flat.append(line)
+    return pandas.DataFrame(flat)
+
+
+def choose(
+    records: Iterable[tuple[Path, Record]], device: str, derivation: str = CUMULATIVE
+) -> tuple[Path, Record] | None:
+    """The record that speaks for a device: its newest complete, full one with this derivation, else its newest."""
+    mine = [
+        (p, r) for p, r in records if r.device["slug"] == device and r.suite == "ladder" and derivation in r.derivations
+    ]
+    return max(mine, key=lambda pair: (_is_full(pair[1]), pair[1].created_utc, pair[0].name), default=None)
+
+
+def best(
+    records: Iterable[tuple[Path, Record]], device: str, model: str | None = None, seq_len: int | None = None
+) -> Best | None:
+    """The fastest setting of a device that is known to be right.
+
+    Every setting (rungs and workload) counts once, by its newest measurement; one from a full session goes before one
+    from a quick session. If that measurement failed or was wrong, the setting does not count.
+
+    Args:
+        records: as `store.load_all` gives them.
+        device: slug.
+        model, seq_len: keep to this model and this sequence length.
+    """
+    newest: dict[str, tuple[tuple[bool, str, str], Path, Record, Measurement]] = {}
+    for path, record in records:
+        if record.device["slug"] != device or record.suite != "ladder":
+            continue
+        for m in record.measurements.values():
+            other = model not in (None, m.workload.get("model")) or seq_len not in (None, m.workload["seq_len"])
+            if other or m.id == BASELINE_AGAIN or m.status == "not run":
+                continue
+            age = (not record.quick, record.created_utc, path.name)
+            setting = json.dumps([m.rungs, m.workload], sort_keys=True)
+            if setting not in newest or age > newest[setting][0]:
+                newest[setting] = (age, path, record, m)
+    found = []
+    for _, path, record, m in newest.values():
+        if speed := _tokens_per_second(m):
+            effect = _effect(record, BASELINE, m.id)
+            found.append(
+                Best(
+                    path=path,
+                    record=record,
+                    measurement=m,
+                    tokens_per_second=speed,
+                    over_baseline=effect,
+                    over_baseline_verdict=stats.verdict(effect, noise_floor(record)),
+                )
+            )
+    return max(found, key=lambda b: b.tokens_per_second.value, default=None)
+
+
+def compare(a: Record, b: Record) -> list[Comparison]:
+    """Two records setting by setting: did anything move?
+
+    The sessions share no trial, so the intervals are Welch's; a difference must exceed the larger noise floor of both.
+    """
+    floors = [f for f in (noise_floor(a), noise_floor(b)) if f is not None]
+    floor = max(floors) if len(floors) == 2 else None
+    labels = _setting_labels(b) | _setting_labels(a)
+    out = []
+    for name in [*a.measurements, *(m for m in b.measurements if m not in a.measurements)]:
+        ma, mb = a.measurements.get(name), b.measurements.get(name)
+        effect = stats.welch(list(_token_times(ma).values()), list(_token_times(mb).values()))
+        out.append(
+            Comparison(
+                id=name,
+                label=labels.get(name, name),
+                a=_tokens_per_second(ma) if ma else None,
+                b=_tokens_per_second(mb) if mb else None,
+                effect=effect,
+                verdict=stats.verdict(effect, floor),
+                note=_comparison_note(ma, mb),
+            )
+        )
+    return out
+
+
+def differences(a: Record, b: Record) -> list[str]:
+    """What besides the code may have moved the numbers between two records, a line each; empty where nothing did."""
+    lines = []
+    if a.device["slug"] != b.device["slug"]:
+        lines.append(f"device: {a.device['name']} against {b.device['name']}")
+    for name, here, there in (("workload", a.workload, b.workload), ("environment", a.environment, b.environment)):
+        for key in sorted(here.keys() | there.keys()):
+            if (name == "workload" or key in COMPARED_ENVIRONMENT) and here.get(key) != there.get(key):
+                label = "harness" if key == "harness_sha256" else key
+                lines.append(f"{label}: {_short(here.get(key))} against {_short(there.get(key))}")
+    for record, which in ((a, "first"), (b, "second")):
+        if record.quick:
+            lines.append(f"the {which} record is a quick one: one trial, no intervals")
+    return lines
+
+
+COMPARED_ENVIRONMENT = ("torch", "triton", "cuda", "cudnn", "driver", "python", "harness_sha256")
+
+
+def scaling(record: Record) -> list[Scaling]:
+    """How speed grows with the number of processes; empty if the record did not measure it."""
+    steps = record.derivations.get(SCALING, [])
+    alone = next((s.measurement for s in steps if s.label == "1"), None)
+    out = []
+    for step in steps:
+        row, processes = _row(record, step, None), int(step.label)
+        each = row.tokens_per_second
+        out.append(
+            Scaling(
+                processes=processes,
+                status=row.status,
+                reason=row.reason,
+                total=_scale(each, processes),
+                per_process=each,
+                efficiency=_effect(record, alone, step.measurement) if alone and step.measurement else None,
+            )
+        )
+    return out
+
+
+def _row(record: Record, step: Step, floor: float | None) -> Row:
+    m = record.measurements.get(step.measurement) if step.measurement else None
+    if m is None:
+        status, reason = (SKIPPED, step.skipped) if step.skipped else ("not run", "the session ended before it")
+        return Row(
+            label=step.label,
+            title=step.title,
+            measurement=None,
+            previous=None,
+            status=status,
+            reason=reason,
+            rungs=[],
+            world_size=record.workload["world_size"],
+        )
+    parity = {"loss_drift": m.parity.loss_drift, "loss_bound": m.parity.loss_bound} if m.parity else {}
+    identity = {"label": step.label, "title": step.title, "measurement": m.id, "previous": step.previous}
+    identity |= {"rungs": m.rungs, "world_size": m.workload["world_size"], "flags": _flags(record, m), **parity}
+    speed = _tokens_per_second(m)
+    if speed is None:
+        status = "not run" if m.status == "ok" else m.status  # passed parity, then the session was interrupted
+        reason = m.reason or ("interrupted before its first trial" if m.status == "ok" else None)
+        return Row(status=status, reason=reason, **identity)
+
+    blocks = [ms for trial in m.trials for ms in trial.device_ms]
+    tokens = _tokens_per_step(m)
+    over_baseline = _effect(record, BASELINE, m.id) if m.id != BASELINE else None
+    over_previous = _effect(record, step.previous, m.id) if step.previous and step.previous != m.id else None
+    mfu = None if m.quantised else record.mfu_peak
+    reserved = [t.peak_reserved_bytes for t in m.trials if t.peak_reserved_bytes is not None]
+
+    def utilisation(convention: str) -> float | None:
+        flops = record.flops_per_token.get(convention)
+        return speed.value * flops / (mfu["tflops"] * 1e12) if mfu and flops else None
+
+    return Row(
+        status=m.status,
+        reason=m.reason,
+        tokens_per_second=speed,
+        tokens_per_second_p20=tokens / stats.percentile(blocks, 80) * 1e3,
+        tokens_per_second_p80=tokens / stats.percentile(blocks, 20) * 1e3,
+        step_ms=stats.estimate(list(_trial_times(m).values())),
+        over_baseline=over_baseline,
+        over_baseline_verdict=stats.verdict(over_baseline, floor),
+        over_previous=over_previous,
+        over_previous_verdict=stats.verdict(over_previous, floor),
+        mfu_full=utilisation("full"),
+        mfu_causal=utilisation("causal"),
+        roofline_share=speed.value / record.roofline["tokens_per_second"] if record.roofline else None,
+        peak_memory_bytes=max(t.peak_memory_bytes for t in m.trials),
+        peak_reserved_bytes=max(reserved) if reserved else None,
+        compile_ms=_compile_ms(m.first_steps_ms),
+        host_overhead=stats.median(_host_share(t.wall_ms, t.device_ms) for t in m.trials),
+        warmup_steps=max(t.warmup_steps for t in m.trials),
+        **identity,
+    )
+
+
+def _trial_times(m: Measurement | None) -> dict[int, float]:
+    """Trial index -> its median step time in ms; empty unless the setting is right and was timed."""
+    return {t.index: stats.median(t.device_ms) for t in m.trials} if m and m.status == "ok" else {}
+
+
+def _tokens_per_step(m: Measurement) -> int:
+    """Tokens that one process takes in per optimizer step."""
+    return m.workload["micro_batch"] * m.workload["seq_len"] * m.workload["grad_accumulation"]
+
+
+def _token_times(m: Measurement | None) -> dict[int, float]:
+    """Trial index -> ms per token and process: what stays comparable when a workload had to be split differently."""
+    return {i: ms / _tokens_per_step(m) for i, ms in _trial_times(m).items()} if m else {}
+
+
+def _tokens_per_second(m: Measurement) -> Estimate | None:
+    times = list(_trial_times(m).values())
+    if not times:
+        return None
+    step, k = stats.estimate(times), _tokens_per_step(m) * 1e3
+    low, high = (None, None) if step.low is None or step.high is None else (k / step.high, k / step.low)
+    return Estimate(value=k / step.value, low=low, high=high, n=step.n)
+
+
+def _effect(record: Record, a: str, b: str) -> Effect | None:
+    return stats.paired(_token_times(record.measurements.get(a)), _token_times(record.measurements.get(b)))
+
+
+def _compile_ms(first_steps_ms: Sequence[float]) -> float | None:
+    return max(0.0, first_steps_ms[0] - stats.median(first_steps_ms[1:])) if len(first_steps_ms) > 1 else None
+
+
+def _scale(e: Estimate | None, k: int) -> Estimate | None:
+    if e is None:
+        return None
+    return Estimate(value=e.value * k, low=e.low and e.low * k, high=e.high and e.high * k, n=e.n)
+
+
+def _host_share(wall_ms: Sequence[float], device_ms: Sequence[float]) -> float:
+    wall = stats.median(wall_ms)
+    return max(0.0, (wall - stats.median(device_ms)) / wall)
+
+
+def _flags(record: Record, m: Measurement) -> list[str]:
+    flags = list(m.flags)
+    here = (m.workload["micro_batch"], m.workload["grad_accumulation"])
+    asked = (record.workload["micro_batch"], record.workload["grad_accumulation"])
+    if here != asked:
+        flags.append(f"micro-batch {here[0]} × {here[1]} accumulated, not {asked[0]} × {asked[1]}: it did not fit")
+    if restless := sum(not t.warmup_settled for t in m.trials):
+        flags.append(f"warm-up did not settle in {restless} of {len(m.trials)} trials")
+    for trial in m.trials:
+        flags += [f"trial {trial.index}: {flag}" for flag in trial.flags]
+    return flags
+
+
+def _is_full(record: Record) -> bool:
+    return record.status == "complete" and not record.quick
+
+
+def _setting_labels(record: Record) -> dict[str, str]:
+    labels = {BASELINE: "baseline", BASELINE_AGAIN: "baseline, again"}
+    wording = ((CUMULATIVE, "… + {}"), (SINGLE, "{} alone"), (LEAVE_ONE_OUT, "{}"), (SCALING, "{}"))
+    for derivation, words in wording:
+        for step in record.derivations.get(derivation, []):
+            if step.measurement:
+                labels.setdefault(step.measurement, words.format(step.title))
+    return labels
+
+
+def _comparison_note(a: Measurement | None, b: Measurement | None) -> str | None:
+    if a is None or b is None:
+        return "only in the second record" if a is None else "only in the first record"
+    failed = [f"{which}: {m.reason or m.status}" for which, m in (("first", a), ("second", b)) if m.status != "ok"]
+    if failed:
+        return "; ".join(failed)
+    moved = [k for k in sorted(a.workload.keys() | b.workload.keys()) if a.workload.get(k) != b.workload.get(k)]
+    return "; ".join(f"{k} {a.workload.get(k)} against {b.workload.get(k)}" for k in moved) or None
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text[:9] if len(text) >= 40 else text
