@@ -1,0 +1,192 @@
+"""The rendered charts that the README shows, and whether they still say what the records say.
+
+Every chart has an entry in ``manifest.json``: the records it was drawn from, a digest of the numbers drawn, a digest of
+the code that drew them, and a digest of each file. Files differ between versions of matplotlib, so staleness is judged
+by the numbers and the code, never by drawing again.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from plots import devices, ladder, leave_one_out, memory, roofline, scaling, style, waterfall
+from results import analysis, store
+from results.schema import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GALLERY = Path(__file__).parent / "gallery"
+MANIFEST = "manifest.json"
+DEVICES = "devices"  # the one chart that is about all devices
+
+CHARTS: dict[str, tuple[str, Callable[[Record], "Figure | None"]]] = {
+    "ladder": (analysis.CUMULATIVE, ladder.draw),
+    "waterfall": (analysis.CUMULATIVE, waterfall.draw),
+    "leave-one-out": (analysis.LEAVE_ONE_OUT, leave_one_out.draw),
+    "memory": (analysis.CUMULATIVE, memory.draw),
+    "roofline": (analysis.CUMULATIVE, roofline.draw),
+    "scaling": (analysis.SCALING, scaling.draw),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A chart to draw: its place below the gallery without suffix, what it is drawn from, and how."""
+
+    stem: str
+    derivation: str
+    sources: list[tuple[Path, Record]]
+    figure: Callable[[], "Figure | None"]
+
+    def entry(self) -> dict[str, Any]:
+        """What the manifest says of it, but for the files."""
+        numbers = [[asdict(row) for row in analysis.rows(record, self.derivation)] for _, record in self.sources]
+        return {
+            "records": [f"{path.parent.name}/{path.name}" for path, _ in self.sources],
+            "data_sha256": hashlib.sha256(json.dumps(_rounded(numbers), sort_keys=True).encode()).hexdigest(),
+            "source_sha256": source_digest(),
+        }
+
+
+def plan(records: Sequence[tuple[Path, Record]]) -> list[Chart]:
+    """The charts that these records call for: for each device and derivation, of the record that speaks for it."""
+    charts, across = [], []
+    for device in sorted({record.device["slug"] for _, record in records}):
+        for name, (derivation, draw_one) in CHARTS.items():
+            if chosen := analysis.choose(records, device, derivation):
+                figure = functools.partial(draw_one, chosen[1])
+                charts.append(Chart(stem=f"{device}/{name}", derivation=derivation, sources=[chosen], figure=figure))
+        if chosen := analysis.choose(records, device):
+            across.append(chosen)
+    if across:
+        figure = functools.partial(devices.draw, [record for _, record in across])
+        charts.append(Chart(stem=DEVICES, derivation=analysis.CUMULATIVE, sources=across, figure=figure))
+    return charts
+
+
+def draw(records_dir: Path, out_dir: Path = GALLERY, device: str | None = None) -> list[Path]:
+    """Draws the gallery and its manifest.
+
+    Args:
+        records_dir: folder of all devices' records; unreadable ones are left out (`store.load_all` names them).
+        out_dir: where the charts go, a folder for each device.
+        device: draw this device's charts alone, and the one across devices.
+
+    Returns:
+        The files written. Charts whose records are gone are removed.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    records, _ = store.load_all(records_dir)
+    before, entries, written = _read_manifest(out_dir), {}, []
+    try:
+        with style.drawing():
+            for chart in plan(records):
+                if device and chart.stem != DEVICES and not chart.stem.startswith(f"{device}/"):
+                    if chart.stem in before:
+                        entries[chart.stem] = before[chart.stem]
+                    continue
+                figure = chart.figure()
+                files = style.save(figure, out_dir / chart.stem) if figure else []
+                written += files
+                entries[chart.stem] = chart.entry() | {"files": {f.name: _sha256(f) for f in files}}
+        for stem, entry in before.items():
+            for name in entry["files"].keys() - entries.get(stem, {"files": {}})["files"].keys():
+                ((out_dir / stem).parent / name).unlink(missing_ok=True)
+        replace_text(out_dir / MANIFEST, json.dumps(entries, indent=1, sort_keys=True) + "\n")
+    except OSError as error:
+        store.explain(error, out_dir)
+    return written
+
+
+def stale(records_dir: Path, out_dir: Path = GALLERY, readme: Path | None = None) -> list[str]:
+    """Why the gallery and the README no longer say what the records say, a line each; empty when they do.
+
+    Args:
+        records_dir: folder of all devices' records.
+        out_dir: the gallery.
+        readme: the file with generated sections; ``None`` looks at the gallery alone.
+    """
+    records, reasons = store.load_all(records_dir)
+    drawn, planned = _read_manifest(out_dir), {chart.stem: chart for chart in plan(records)}
+    reasons += [f"{stem}: its records are gone" for stem in sorted(drawn.keys() - planned.keys())]
+    for stem, chart in planned.items():
+        entry = drawn.get(stem)
+        if entry is None:
+            reasons.append(f"{stem}: was never drawn")
+            continue
+        for key, value in chart.entry().items():
+            if entry.get(key) != value:
+                reasons.append(f"{stem}: {WHAT_CHANGED[key]} changed since it was drawn")
+        for name, digest in entry["files"].items():
+            file = (out_dir / stem).parent / name
+            if not file.is_file() or _sha256(file) != digest:
+                reasons.append(f"{file}: is missing or was changed by hand")
+    if readme is not None:
+        from plots import readme as sections  # it draws on this module's plan
+
+        if sections.updated(readme, records_dir, out_dir) != readme.read_text(encoding="utf-8"):
+            reasons.append(f"{readme}: a generated section is not what the records say")
+    return reasons
+
+
+WHAT_CHANGED = {"records": "the records", "data_sha256": "the numbers", "source_sha256": "the drawing code"}
+
+
+def source_digest() -> str:
+    """A digest of the code that draws charts: this package but for the table and the README."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        if file.name not in ("readme.py", "table.py"):
+            digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def replace_text(path: Path, content: str) -> None:
+    """Puts new content in a file's place, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read_manifest(out_dir: Path) -> dict[str, Any]:
+    """The entries that can be believed; a lost or broken manifest is an empty one, and everything is drawn again."""
+    try:
+        entries = json.loads((out_dir / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    place, file = re.compile(r"(?:[a-z0-9][\w.-]*/)?[a-z-]+"), re.compile(r"[a-z-]+\.(?:png|svg)")
+    return {
+        stem: entry
+        for stem, entry in (entries.items() if isinstance(entries, dict) else ())
+        if place.fullmatch(stem) and isinstance(entry, dict) and isinstance(entry.get("files"), dict)
+        and all(file.fullmatch(name) for name in entry["files"])
+    }  # fmt: skip
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers to nine digits: the last bits of a logarithm differ between machines."""
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

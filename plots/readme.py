@@ -1,0 +1,175 @@
+"""The README's generated sections: everything between ``<!-- generated:NAME -->`` and ``<!-- /generated -->``."""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from plots import devices, gallery, text
+from results import analysis, store
+from results.schema import Record
+from results.stats import NO_DIFFERENCE
+
+SECTION = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- /generated -->)", re.DOTALL)
+NOTHING = "Nothing has been measured yet: `make bench` measures this machine.\n"
+
+WORDS = ("rung", "device", "workload", "rungs", "versions", "measured", "record")  # columns set flush left
+
+Records = Sequence[tuple[Path, Record]]
+
+
+def update(readme: Path, records_dir: Path, out_dir: Path = gallery.GALLERY) -> bool:
+    """Writes the generated sections anew; the rest of the file keeps every byte.
+
+    Args:
+        readme: the file; it keeps its old content if this fails.
+        records_dir: folder of all devices' records.
+        out_dir: the gallery that images are linked from.
+
+    Returns:
+        Whether anything changed.
+
+    Raises:
+        ValueError: a section has an unknown name or no end.
+        StoreError: the file cannot be written.
+    """
+    content = updated(readme, records_dir, out_dir)
+    if content == readme.read_text(encoding="utf-8"):
+        return False
+    try:
+        gallery.replace_text(readme, content)
+    except OSError as error:
+        store.explain(error, readme)
+    return True
+
+
+def updated(readme: Path, records_dir: Path, out_dir: Path = gallery.GALLERY) -> str:
+    """What the file should say. Arguments and errors as for `update`."""
+    content = readme.read_text(encoding="utf-8")
+    records = [(Path(os.path.relpath(path, readme.parent)), record) for path, record in store.load_all(records_dir)[0]]
+    found = [match["name"] for match in SECTION.finditer(content)]
+    if unknown := [name for name in found if name not in SECTIONS]:
+        raise ValueError(f"{readme} has a generated section {unknown[0]!r}; choose one of {', '.join(SECTIONS)}")
+    if len(found) != content.count("<!-- generated:"):
+        raise ValueError(f"{readme} has a generated section without end; close each with <!-- /generated -->")
+    images = Path(os.path.relpath(out_dir, readme.parent)).as_posix()
+    return SECTION.sub(lambda m: f"{m[1]}\n{SECTIONS[m['name']](records, images)}\n{m[4]}", content)
+
+
+def ladder(records: Records, images: str) -> str:
+    """The ladder of the device with the fastest setting known: chart, table, provenance."""
+    device = max(_slugs(records), key=lambda slug: _best_speed(records, slug), default=None)
+    chosen = analysis.choose(records, device) if device else None
+    if not chosen:
+        return NOTHING
+    path, record = chosen
+    rows = analysis.rows(record)
+    cells = [
+        [
+            row.title,
+            text.tokens(row.tokens_per_second.value),
+            text.times(1.0) if row.is_baseline else text.times(row.over_baseline.ratio) if row.over_baseline else "",
+            _claim(row),
+            text.share(row.mfu_full) if row.mfu_full is not None else "",
+            text.share(row.roofline_share) if row.roofline_share is not None else "",
+            text.gib(row.peak_memory_bytes) if row.peak_memory_bytes else "",
+            text.seconds(row.compile_ms) if row.compile_ms is not None else "",
+        ]
+        if row.tokens_per_second
+        else [row.title, f"*{text.not_measured(row)}*", "", "", "", "", "", ""]
+        for row in rows
+    ]
+    heads = [
+        "rung",
+        "tokens/s",
+        "× baseline",
+        "over the rung before",
+        "MFU (full)",
+        "of the roofline",
+        "peak memory",
+        "first step",
+    ]
+    image = f"![Training speed on {record.device['name']}]({images}/{device}/ladder.png)\n\n"
+    return (
+        (image if any(row.tokens_per_second for row in rows) else "")
+        + _table(heads, cells)
+        + f"\n{record.device['name']} · {text.workload(record)} · {text.versions(record)}"
+        + f" · {text.provenance(record)} · {_link(path)}\n"
+    )
+
+
+def across_devices(records: Records, images: str) -> str:
+    """One row per device, by the record that speaks for it, the fastest first."""
+    found = [
+        (*chosen, devices.fastest(chosen[1])) for slug in _slugs(records) if (chosen := analysis.choose(records, slug))
+    ]
+    measured = sorted(((p, r, row) for p, r, row in found if row), key=lambda found: -found[2].tokens_per_second.value)
+    if not measured:
+        return NOTHING
+    cells = [
+        [
+            record.device["name"],
+            text.workload(record),
+            text.tokens(row.tokens_per_second.value),
+            f"{text.times(row.over_baseline.ratio)} {text.half_width(row.over_baseline)}".strip()
+            if row.over_baseline
+            else text.times(1.0),
+            " + ".join(row.rungs) or "baseline",
+            text.share(row.mfu_full) if row.mfu_full is not None else "",
+            text.versions(record),
+            record.created_utc[:10] + ", quick" * record.quick + ", partial" * (record.status != "complete"),
+        ]
+        for _, record, row in measured
+    ]
+    image = (
+        f"![Speed-up by device]({images}/devices.png)\n\n" if any(row.over_baseline for _, _, row in measured) else ""
+    )
+    heads = ["device", "workload", "tokens/s", "× baseline", "rungs", "MFU (full)", "versions", "measured"]
+    return image + _table(heads, cells)
+
+
+def best(records: Records, images: str) -> str:
+    """The fastest right setting of each device and the record that it is known from."""
+    found = [b for slug in _slugs(records) if (b := analysis.best(records, slug))]
+    if not found:
+        return NOTHING
+    cells = [
+        [
+            b.record.device["name"],
+            f"`{','.join(b.measurement.rungs) or 'baseline'}`",
+            f"{text.tokens(b.tokens_per_second.value)} {text.half_width(b.tokens_per_second)}".strip(),
+            _link(b.path),
+        ]
+        for b in sorted(found, key=lambda b: -b.tokens_per_second.value)
+    ]
+    return _table(["device", "rungs", "tokens/s", "record"], cells)
+
+
+SECTIONS: dict[str, Callable[[Records, str], str]] = {"ladder": ladder, "devices": across_devices, "best": best}
+
+
+def _slugs(records: Records) -> list[str]:
+    return sorted({record.device["slug"] for _, record in records})
+
+
+def _best_speed(records: Records, slug: str) -> float:
+    found = analysis.best(records, slug)
+    return found.tokens_per_second.value if found else 0.0
+
+
+def _link(path: Path) -> str:
+    return f"[record]({path.as_posix()})"
+
+
+def _claim(row: analysis.Row) -> str:
+    words = text.over_previous(row)
+    return words if words in ("", text.NONE, NO_DIFFERENCE) else f"{words} {text.half_width(row.over_previous)}".strip()
+
+
+def _table(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    lines = [
+        heads,
+        ["---" if head in WORDS else "---:" for head in heads],
+        *([cell.replace("|", "\\|") for cell in row] for row in cells),
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
