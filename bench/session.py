@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bench import parity
-from bench.launch import ROOT, Launcher, Outcome
+from bench.launch import ROOT, Launcher, Outcome, Worker
 from bench.plan import BASELINE, BASELINE_AGAIN, Plan
 from bench.roofline import roofline
 from data.tokens import TokenSource, batches
@@ -45,6 +45,7 @@ class Progress:
     reason: str | None = None
     first_steps_ms: list[float] = field(default_factory=list)
     parity: Parity | None = None
+    peak_memory_bytes: int = 0
     trials: list[Trial] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
 
@@ -89,13 +90,17 @@ class Session:
                     self.seconds[name] = time.perf_counter() - start
         except KeyboardInterrupt:
             self.interrupted = True
+        finally:
+            self.launcher.close()
         return self._record(created, environment)
 
     # -- phases ------------------------------------------------------------------------------------------------------
 
     def _peaks(self) -> None:
         self.reporter.working("what this device reaches on a matrix product and a copy")
-        outcome = self.launcher.run("peaks", self._job("peaks", budget_s=PEAKS_BUDGET_S))
+        worker = self.launcher.start("peaks", self._job("peaks", budget_s=PEAKS_BUDGET_S))
+        worker.advance()
+        outcome = worker.outcome
         self.measured_peaks = outcome.result
         self.reporter.done("peaks", outcome.reason or describe_peaks(outcome.result))
 
@@ -106,7 +111,7 @@ class Session:
             if name == BASELINE_AGAIN:  # one setting under two names
                 first = self.progress[BASELINE]
                 p.settings, p.parity, p.flags = first.settings, first.parity, list(first.flags)
-                p.status, p.reason = first.status, first.reason
+                p.status, p.reason, p.peak_memory_bytes = first.status, first.reason, first.peak_memory_bytes
                 self.reporter.done(f"parity of {name}", "as baseline")
                 continue
             reference = self._reference(p.settings.workload)
@@ -117,11 +122,12 @@ class Session:
             self.reporter.done(f"parity of {name}", describe_parity(p))
 
     def _compare(self, name: str, p: Progress, reference: parity.Trajectory) -> None:
-        outcome = self._fitting(name, p, "parity")
+        outcome = self._fitting(name, p, "parity").outcome
         if outcome.status != "ok":
             p.fail(outcome, "parity run")
             return
-        measured = parity.Trajectory(**outcome.result)
+        measured = parity.Trajectory(**outcome.result["trajectory"])
+        p.peak_memory_bytes = outcome.result["peak_memory_bytes"]
         p.parity = parity.compare(measured, reference, p.settings.drift)
         p.first_steps_ms = measured.step_ms
         if not p.parity.passed:
@@ -135,42 +141,84 @@ class Session:
                 self.plan.workload, grad_accumulation=size // self.plan.workload.micro_batch, world_size=1
             )
             p = Progress(Settings(workload=alone))
-            outcome = self._fitting(f"reference-{size}", p, "parity")
+            outcome = self._fitting(f"reference-{size}", p, "parity").outcome
             if outcome.status != "ok":
                 return None
-            self.references[size] = parity.Trajectory(**outcome.result)
+            self.references[size] = parity.Trajectory(**outcome.result["trajectory"])
         return self.references[size]
 
     def _trials(self) -> None:
         schedule = self.plan.schedule
-        names = list(self.progress)
-        for trial, order in enumerate(visiting_orders(names, schedule.num_trials, self.plan.seed)):
-            for position, name in enumerate(order):
-                p, what = self.progress[name], f"trial {trial + 1}/{schedule.num_trials} of {name}"
-                self.reporter.working(what)
-                if p.alive:
-                    outcome = self._fitting(name, p, "trial", trial=trial, position=position)
-                    if outcome.status == "ok":
-                        p.trials.append(from_dict(Trial, outcome.result, "trial"))
-                        p.status = "wrong" if p.status == "wrong" else "ok"
-                    else:
-                        p.fail(outcome, f"trial {trial + 1}")
-                self.reporter.done(what, describe_trial(p))
+        for trial, order in enumerate(visiting_orders(list(self.progress), schedule.num_trials, self.plan.seed)):
+            places = list(enumerate(order))
+            for position, name in places:
+                if not self.progress[name].alive:
+                    self.reporter.done(f"trial {trial + 1} of {name}", describe_trial(self.progress[name]))
+            alive = [place for place in places if self.progress[place[1]].alive]
+            for together in self._groups(alive):
+                self._trial(trial, together)
+
+    def _trial(self, trial: int, places: list[tuple[int, str]]) -> None:
+        """One process per setting; several at once take turns, block by block, so that a disturbance hits all alike."""
+        workers: dict[str, Worker] = {}
+        for position, name in places:
+            self.reporter.working(f"trial {trial + 1}/{self.plan.schedule.num_trials} of {name}")
+            workers[name] = self._fitting(
+                name, self.progress[name], "trial", turns=len(places) > 1, trial=trial, position=position
+            )
+        self.reporter.working(f"trial {trial + 1}/{self.plan.schedule.num_trials}: {len(places)} settings in turn")
+        visit = list(workers.values())
+        while any(worker.waiting for worker in visit):
+            for worker in visit:
+                if worker.waiting:
+                    worker.advance()
+            visit.reverse()
+        for name, worker in workers.items():
+            p, outcome = self.progress[name], worker.outcome
+            if outcome.status == "ok":
+                p.trials.append(from_dict(Trial, outcome.result, "trial"))
+                p.status = "wrong" if p.status == "wrong" else "ok"
+            else:
+                p.fail(outcome, f"trial {trial + 1}")
+            self.reporter.done(f"trial {trial + 1} of {name}", describe_trial(p))
+
+    def _groups(self, places: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+        """Which settings of a trial run side by side: all whose processes fit half the memory of a CPU; one on a GPU.
+
+        What else runs on a CPU slows it for seconds at a time. Blocks in turn spread every setting over the whole trial.
+        A GPU is ours alone, and its memory is for one.
+        """
+        if self.plan.device.kind != "cpu":
+            return [[place] for place in places]
+        groups: list[list[tuple[int, str]]] = []
+        room = 0.0
+        for place in places:
+            needs = self.progress[place[1]].peak_memory_bytes * self.progress[place[1]].settings.workload.world_size
+            if not groups or needs > room:
+                groups.append([])
+                room = self.plan.device.memory_bytes / 2
+            groups[-1].append(place)
+            room -= needs
+        return groups
 
     # -- running workers ---------------------------------------------------------------------------------------------
 
-    def _fitting(self, name: str, p: Progress, kind: str, **more: Any) -> Outcome:
-        """Runs a setting; out of memory, the same step in micro-batches half as large, flagged, until it fits or is 1."""
+    def _fitting(self, name: str, p: Progress, kind: str, *, turns: bool = False, **more: Any) -> Worker:
+        """Runs a setting to its end or its first turn.
+
+        Out of memory, it is the same step in micro-batches half as large, flagged, until it fits or is down to 1.
+        """
         while True:
             workload = p.settings.workload
             job = self._job(
                 kind, settings=p.settings.to_dict(), batches=str(self._batches(workload)),
                 num_blocks=self.plan.schedule.num_blocks, **more,
             )  # fmt: skip
-            outcome = self.launcher.run(f"{name}-{kind}", job, world_size=workload.world_size)
-            smaller = workload.halved() if outcome.status == "oom" else None
+            worker = self.launcher.start(f"{name}-{kind}", job, world_size=workload.world_size, turns=turns)
+            worker.advance()
+            smaller = workload.halved() if worker.outcome and worker.outcome.status == "oom" else None
             if smaller is None:
-                return outcome
+                return worker
             p.settings = replace(p.settings, workload=smaller)
             p.flags = [f"micro-batch {self.plan.workload.micro_batch} does not fit"]
             if p.trials:  # trials of two workloads are not one sample
@@ -226,6 +274,7 @@ class Session:
             ),
             harness={
                 **asdict(plan.schedule),
+                "blocks_in_turn": plan.device.kind == "cpu",
                 "seconds_total": sum(self.seconds.values()),
                 "seconds_in_blocks": in_blocks,
                 **{f"seconds_{name}": seconds for name, seconds in self.seconds.items()},

@@ -121,6 +121,7 @@ def steady_state(
     step_ms: float,
     num_blocks: int,
     agree: Callable = lambda value: value,
+    turn: Callable[[], object] = lambda: None,
 ) -> Blocks:
     """The timed blocks, each at least 50 ms long.
 
@@ -132,6 +133,7 @@ def steady_state(
         step_ms: what a step took at the end of the warm-up.
         num_blocks: how many to keep.
         agree: see `warm_up`.
+        turn: called before every block; may wait while other processes run theirs.
     """
     # A little over 50 ms' worth, so that a block still lasts 50 ms when steps turn out faster than in the warm-up.
     steps = agree(max(1, -int(-MIN_BLOCK_MS * 1.1 // step_ms)))
@@ -139,6 +141,7 @@ def steady_state(
     slow, capped, again, begun = 0, 0, 0, time.perf_counter()
     with garbage_frozen():
         for _ in range(num_blocks):
+            turn()
             for attempt in range(MAX_TRIES):
                 stretch = measure(steps)
                 seen = watch.between(stretch.start, stretch.end)

@@ -17,15 +17,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from bench.launch import turn_files
 from bench.parity import NUM_STEPS, trajectory
 from bench.timing import steady_state, stopwatch, warm_up
 from hardware import Device, Monitor, detect, measured_peaks
@@ -64,7 +63,8 @@ def peaks(job: dict, begun: float) -> dict:
 def parity(job: dict, begun: float) -> dict:
     settings, device = prepare(job)
     with build(settings, device, seed=job["seed"]) as step:
-        return trajectory(step, load_batches(job, settings, step)[:NUM_STEPS]).to_dict()
+        first_steps = trajectory(step, load_batches(job, settings, step)[:NUM_STEPS])
+        return {"trajectory": first_steps.to_dict(), "peak_memory_bytes": peak_memory(device)[0]}
 
 
 def trial(job: dict, begun: float) -> dict:
@@ -85,7 +85,9 @@ def trial(job: dict, begun: float) -> dict:
         warm = warm_up(measure, agree=agree)
         if device.kind == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        blocks = steady_state(measure, monitor, step_ms=warm.step_ms, num_blocks=job["num_blocks"], agree=agree)
+        blocks = steady_state(
+            measure, monitor, step_ms=warm.step_ms, num_blocks=job["num_blocks"], agree=agree, turn=turns(job)
+        )
         peak, reserved = peak_memory(device)
         flags = blocks.flags + ([] if warm.settled else ["warm-up did not settle"])
         if device.kind == "cuda" and monitor.problem:
@@ -143,6 +145,24 @@ def agree(value):
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def turns(job: dict) -> Callable[[], object]:
+    """A function that waits for this process's turn, or one that does nothing where the job takes none."""
+    if job["turns"] is None:
+        return lambda: None
+    go, ready = turn_files(Path(job["turns"]))
+    rank = int(os.environ.get("RANK", 0))
+    if rank == 0:
+        ready_pipe, go_pipe = ready.open("wb", buffering=0), go.open("rb", buffering=0)
+
+    def wait() -> None:
+        if rank == 0:
+            ready_pipe.write(b"\n")
+            go_pipe.read(1)
+        agree(None)  # the other ranks wait for rank 0
+
+    return wait
 
 
 def peak_memory(device: Device) -> tuple[int, int | None]:

@@ -25,7 +25,7 @@ GPU_PROFILES: dict[str, tuple[str, int]] = {
 }
 
 # Small enough that the whole ladder takes minutes on two cores, large enough that a step is real work in every part.
-CPU_WORKLOAD = Workload(model="nano", vocab_size=8192, micro_batch=2, seq_len=512)
+CPU_WORKLOAD = Workload(model="nano", vocab_size=8192, micro_batch=1, seq_len=512)
 
 PROFILES = ("cpu", *GPU_PROFILES, "auto")
 

@@ -55,17 +55,44 @@ class FakeLauncher:
     step_ms: dict[tuple[str, ...], float] = field(default_factory=dict)
     faults: Callable[[str, dict], Outcome | None] = lambda name, job: None
     jobs: list[tuple[str, dict, int]] = field(default_factory=list)
+    visits: list[str] = field(default_factory=list)
+    closed: bool = False
 
-    def run(self, name: str, job: dict, *, world_size: int = 1) -> Outcome:
+    def start(self, name: str, job: dict, *, world_size: int = 1, turns: bool = False) -> "FakeWorker":
         self.jobs.append((name, job, world_size))
+        return FakeWorker(self, name, job["num_blocks"] if turns else 0, self._answer(name, job))
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _answer(self, name: str, job: dict) -> Outcome:
         if fault := self.faults(name, job):
             return fault
         if job["kind"] == "peaks":
             return Outcome(status="ok", result={"tflops": {"fp32": 0.2}, "bandwidth_gbps": 40.0, "method": "pretended"})
         if job["kind"] == "parity":
-            return Outcome(status="ok", result=TRAJECTORY)
+            return Outcome(status="ok", result={"trajectory": TRAJECTORY, "peak_memory_bytes": 2**28})
         step_ms = self.step_ms.get(tuple(job["settings"]["rungs"]), 100.0) * (1 + 0.001 * job["trial"])
         return Outcome(status="ok", result=trial(job, step_ms))
+
+
+class FakeWorker:
+    """Waits for as many turns as it has blocks, unless it has failed by then."""
+
+    def __init__(self, launcher: FakeLauncher, name: str, blocks: int, answer: Outcome) -> None:
+        self.launcher, self.name, self.answer = launcher, name, answer
+        self.left = blocks if answer.status == "ok" else 0
+        self.waiting = False
+        self.outcome: Outcome | None = None
+
+    def advance(self) -> bool:
+        if self.waiting:
+            self.launcher.visits.append(self.name)
+            self.left -= 1
+        self.waiting = self.left > 0
+        if not self.waiting:
+            self.outcome = self.answer
+        return self.waiting
 
 
 class Silent:

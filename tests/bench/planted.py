@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import torch
 
-import optim_ladder.build
 import optim_ladder.ladder
 from hardware import Device
 from model import GPT2
@@ -89,9 +88,7 @@ PLANTED = (
 
 
 def plant() -> None:
-    """Puts the planted rungs on this process's ladder, and makes `slowdown` cost 5 % of a step."""
-    if "slowdown" in {r.name for r in optim_ladder.ladder.LADDER}:
-        return
+    """Puts the planted rungs on this process's ladder for good, and makes `slowdown` cost 5 % of a step."""
     optim_ladder.ladder.LADDER = (*optim_ladder.ladder.LADDER, *PLANTED)
     honest = TrainStep.__call__
 
@@ -104,7 +101,7 @@ def plant() -> None:
                 pass
         return result
 
-    optim_ladder.build.TrainStep.__call__ = slowed
+    TrainStep.__call__ = slowed
 
 
 if __name__ == "__main__":

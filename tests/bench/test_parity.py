@@ -10,7 +10,7 @@ from bench import parity
 from bench.parity import Trajectory, compare, gradient_error, sketch, trajectory
 from hardware import detect
 from model import GPT2
-from optim_ladder import Settings, Workload, build
+from optim_ladder import LADDER, Settings, Workload, build
 from optim_ladder.rung import REORDERED
 from tests.bench import planted
 
@@ -31,7 +31,7 @@ def run(rungs: tuple[str, ...], seed: int = 0, workload: Workload = WORKLOAD) ->
 
 @pytest.fixture
 def planted_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("optim_ladder.ladder.LADDER", (*planted.optim_ladder.ladder.LADDER, *planted.PLANTED))
+    monkeypatch.setattr("optim_ladder.ladder.LADDER", (*LADDER, *planted.PLANTED))
 
 
 @pytest.mark.parametrize("rungs", [(), ("flash",), ("fused_adamw",), ("bf16",), ("bf16", "flash", "fused_adamw")])

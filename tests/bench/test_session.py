@@ -1,6 +1,7 @@
 """A session's logic with workers that answer at once: statuses, order, fitting, Ctrl-C, the record."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from results import Record, store
 from results.analysis import best, rows
 from results.schema import from_dict, to_dict
 from tests.bench.fakes import TRAJECTORY, FakeLauncher, Silent, tokens
-from tests.optim_ladder.devices import CPU
+from tests.optim_ladder.devices import CPU, H100
 
 
 def session(tmp_path: Path, *, reporter: Silent | None = None, plan: dict | None = None, **launcher) -> Session:
@@ -83,7 +84,8 @@ def test_a_failure_in_a_later_trial_keeps_what_was_measured(tmp_path: Path) -> N
 
 def test_drift_marks_a_setting_wrong_and_keeps_it_out_of_best(tmp_path: Path) -> None:
     drifted = {**TRAJECTORY, "loss": [x + 0.1 for x in TRAJECTORY["loss"]]}
-    faults = on("bf16+flash", Outcome(status="ok", result=drifted), kind="parity")
+    answer = {"trajectory": drifted, "peak_memory_bytes": 2**28}
+    faults = on("bf16+flash", Outcome(status="ok", result=answer), kind="parity")
     record = session(tmp_path, faults=faults, step_ms={("bf16",): 50.0, ("bf16", "flash"): 10.0}).measure()
     wrong = record.measurements["bf16+flash"]
     assert wrong.status == "wrong" and "loss differs from fp32 by 0.1, above 0.02" in wrong.reason
@@ -123,10 +125,11 @@ def test_without_a_reference_nothing_is_claimed(tmp_path: Path) -> None:
     assert "no fp32 reference" in record.measurements["bf16"].reason
 
 
-@pytest.mark.parametrize("moment", ["what this device reaches on a matrix product and a copy", "parity of bf16", "trial 2/3 of bf16"])
+@pytest.mark.parametrize("moment", ["what this device reaches on a matrix product and a copy", "parity of bf16", "trial 2/3 of bf16", "trial 2/3: 4 settings in turn"])
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, moment: str) -> None:
-    record = session(tmp_path, reporter=Silent(interrupt_at=moment)).measure()
-    assert record.status == "partial"
+    s = session(tmp_path, reporter=Silent(interrupt_at=moment))
+    record = s.measure()
+    assert record.status == "partial" and s.launcher.closed
     for m in record.measurements.values():
         assert (m.status == "ok") == bool(m.trials)
         assert m.status == "ok" or (m.status, m.reason) == ("not run", "interrupted")
@@ -134,6 +137,23 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, moment: str) -> None:
         assert {len(m.trials) for m in record.measurements.values()} <= {1, 2}
     path = store.write(record, tmp_path / "records")
     assert store.load(path) == record
+
+
+def test_on_a_cpu_the_blocks_of_a_trial_take_turns(tmp_path: Path) -> None:
+    s = session(tmp_path)
+    assert s.measure().harness["blocks_in_turn"]
+    first = s.launcher.visits[: 4 * 4]  # the first trial: four settings, four blocks each
+    rounds = [first[i : i + 4] for i in range(0, 16, 4)]
+    assert all(sorted(r) == sorted(rounds[0]) for r in rounds) and rounds[1] == rounds[0][::-1] and rounds[2] == rounds[0]
+
+
+def test_side_by_side_only_what_fits_half_the_memory(tmp_path: Path) -> None:
+    s = session(tmp_path)
+    for p in s.progress.values():
+        p.peak_memory_bytes = 3 * 2**30  # of 16 GiB: two at a time
+    assert [len(group) for group in s._groups(list(enumerate(s.progress)))] == [2, 2]
+    s.plan = replace(s.plan, device=H100)
+    assert [len(group) for group in s._groups(list(enumerate(s.progress)))] == [1, 1, 1, 1]
 
 
 def test_processes_are_compared_with_the_same_global_batch(tmp_path: Path) -> None:
