@@ -13,7 +13,7 @@ bench: venv  ## measure this machine's ladder, write the record and the charts, 
 test: venv  ## all tests
 	$(RUN) -m pytest -m "not live" $(ARGS)
 
-live: venv  ## the harness tested by measuring for real: ten minutes
+live: venv  ## the harness tested by measuring for real: a quarter of an hour
 	$(RUN) -m pytest -m live -s $(ARGS)
 
 venv: $(VENV)/installed  ## the environment, in .venv

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,8 +28,6 @@ from plots.gallery import draw
 from plots.readme import update
 from plots.table import ladder_table
 from results import Record, StoreError, check_writable, store
-
-NEEDS_BENCHMARK = ("quick", "suite", "derive", "rungs", "profile", "model", "micro_batch", "seq_len", "results_dir")
 
 
 def stop(reason: object) -> NoReturn:
@@ -106,7 +104,10 @@ class BenchmarkPlugin:
         tokens = load_tokens(plan.workload.vocab_size, corpora=ROOT / "corpora", progress=console.print)
         with tempfile.TemporaryDirectory(prefix="stepladder-") as scratch, RichReporter(console) as reporter:
             launcher = Launcher(workdir=Path(scratch), time_limit_s=plan.schedule.time_limit_s)
-            self.record = Session(plan, tokens, launcher, reporter).measure()
+            session = Session(plan, tokens, launcher, reporter)
+            self.record = session.measure()
+        if session.problem:
+            self.closing.append(f"error: the session ended early: {session.problem}")
         for name, measurement in self.record.measurements.items():
             if name in self.replays:
                 self.replays[name].samples = [ms / 1e3 for t in measurement.trials for ms in t.device_ms]
@@ -175,19 +176,17 @@ def plan_from_options(config: pytest.Config) -> Plan:
         raise unknown("suite", suite, [*SUITES, "all"])
     results_dir = config.getoption("results_dir")
     rungs = config.getoption("rungs")
-    schedule = {
-        "num_trials": positive_int(config, "trials"),
-        "time_limit_s": positive_int(config, "time_limit"),
-    }
+    device = detect(config.getoption("device"))
+    schedule = {"num_trials": positive_int(config, "trials"), "time_limit_s": positive_int(config, "time_limit")}
     return make_plan(
-        detect(config.getoption("device")),
+        device,
         derivation=config.getoption("derive") or "cumulative",
         rungs=None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()],
         profile_name=config.getoption("profile"),
         model=config.getoption("model"),
         micro_batch=positive_int(config, "micro_batch"),
         seq_len=positive_int(config, "seq_len"),
-        schedule=Schedule(**{key: value for key, value in schedule.items() if value is not None}),
+        schedule=replace(Schedule.default(device), **{key: value for key, value in schedule.items() if value}),
         quick=config.getoption("quick"),
         results_dir=Path(results_dir) / "records" if results_dir else ROOT / "results" / "records",
         charts_dir=Path(results_dir) / "charts" if results_dir else ROOT / "plots" / "gallery",

@@ -74,9 +74,10 @@ class Session:
         self.measured_peaks: dict[str, Any] = {}
         self.seconds: Counter[str] = Counter()
         self.interrupted = False
+        self.problem: str | None = None  # of this machine, e.g. a full disk
 
     def measure(self) -> Record:
-        """Runs everything; a record always comes back, marked partial after Ctrl-C."""
+        """Runs everything; a record always comes back, marked partial after Ctrl-C or a full disk."""
         begun = time.time()
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(begun))
         environment = capture(self.plan.device, ROOT)
@@ -90,6 +91,8 @@ class Session:
                     self.seconds[name] = time.perf_counter() - start
         except KeyboardInterrupt:
             self.interrupted = True
+        except OSError as error:
+            self.interrupted, self.problem = True, str(error)
         finally:
             self.launcher.close()
         return self._record(created, environment)
@@ -167,12 +170,10 @@ class Session:
                 name, self.progress[name], "trial", turns=len(places) > 1, trial=trial, position=position
             )
         self.reporter.working(f"trial {trial + 1}/{self.plan.schedule.num_trials}: {len(places)} settings in turn")
-        visit = list(workers.values())
-        while any(worker.waiting for worker in visit):
-            for worker in visit:
-                if worker.waiting:
-                    worker.advance()
-            visit.reverse()
+        rng = random.Random(f"{self.plan.seed} {trial}")
+        while waiting := [worker for worker in workers.values() if worker.waiting]:
+            for worker in rng.sample(waiting, len(waiting)):
+                worker.advance()
         for name, worker in workers.items():
             p, outcome = self.progress[name], worker.outcome
             if outcome.status == "ok":

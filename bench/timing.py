@@ -121,7 +121,7 @@ def steady_state(
     step_ms: float,
     num_blocks: int,
     agree: Callable = lambda value: value,
-    turn: Callable[[], object] = lambda: None,
+    turn: Callable[[], object] | None = None,
 ) -> Blocks:
     """The timed blocks, each at least 50 ms long.
 
@@ -133,7 +133,8 @@ def steady_state(
         step_ms: what a step took at the end of the warm-up.
         num_blocks: how many to keep.
         agree: see `warm_up`.
-        turn: called before every block; may wait while other processes run theirs.
+        turn: called before every block, waits while other processes run theirs. A step that is not timed follows, so that
+            the block finds the caches as a running training would.
     """
     # A little over 50 ms' worth, so that a block still lasts 50 ms when steps turn out faster than in the warm-up.
     steps = agree(max(1, -int(-MIN_BLOCK_MS * 1.1 // step_ms)))
@@ -141,7 +142,9 @@ def steady_state(
     slow, capped, again, begun = 0, 0, 0, time.perf_counter()
     with garbage_frozen():
         for _ in range(num_blocks):
-            turn()
+            if turn is not None:
+                turn()
+                measure(1)
             for attempt in range(MAX_TRIES):
                 stretch = measure(steps)
                 seen = watch.between(stretch.start, stretch.end)

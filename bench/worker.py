@@ -147,10 +147,10 @@ def agree(value):
     return box[0]
 
 
-def turns(job: dict) -> Callable[[], object]:
-    """A function that waits for this process's turn, or one that does nothing where the job takes none."""
+def turns(job: dict) -> Callable[[], object] | None:
+    """A function that waits for this process's turn; None where the job takes none."""
     if job["turns"] is None:
-        return lambda: None
+        return None
     go, ready = turn_files(Path(job["turns"]))
     rank = int(os.environ.get("RANK", 0))
     if rank == 0:

@@ -55,9 +55,11 @@ class TrainStep:
         self._process = ExitStack()
         with ExitStack() as undo:  # a failure half-way restores what was already set
             undo.callback(self._process.close)
+            self.target = device.torch_device(int(os.environ.get("LOCAL_RANK", 0)))
+            if device.kind == "cuda":  # events, synchronisation and NCCL act on the current device
+                torch.cuda.set_device(self.target)
             for r in rungs:
                 self._process.enter_context(r.process(device))
-            self.target = device.torch_device(int(os.environ.get("LOCAL_RANK", 0)))
             self.model = self._make_model(seed)
             keywords: dict[str, object] = {"foreach": False}
             for r in rungs:

@@ -1,4 +1,4 @@
-"""The harness under test on this machine, for real: `make live`, some ten minutes.
+"""The harness under test on this machine, for real: `make live`, a quarter of an hour.
 
 Five sessions measure the baseline, its twin, a planted rung that does nothing and one that costs 5 %. Their block times are
 what `test_trustworthy.py` draws its simulated sessions from; `STEPLADDER_KEEP_BLOCKS=FILE` writes them anew.
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.launch import Launcher
-from bench.plan import Schedule, make_plan
+from bench.plan import make_plan
 from bench.session import Session
 from hardware import detect
 from optim_ladder import LADDER
@@ -33,7 +33,7 @@ def test_live_sessions_find_what_is_there_and_nothing_else(monkeypatch: pytest.M
         scratch = tmp_path / str(i)
         scratch.mkdir()
         plan = make_plan(
-            detect("cpu"), rungs=["nothing_at_all", "slowdown"], derivation="single", schedule=Schedule(), seed=i,
+            detect("cpu"), rungs=["nothing_at_all", "slowdown"], derivation="single", seed=i, seq_len=256,
             results_dir=scratch, charts_dir=scratch,
         )  # fmt: skip
         launcher = Launcher(workdir=scratch, time_limit_s=300, module="tests.bench.planted")

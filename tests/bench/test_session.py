@@ -1,5 +1,6 @@
 """A session's logic with workers that answer at once: statuses, order, fitting, Ctrl-C, the record."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_a_healthy_session_makes_a_complete_record(tmp_path: Path) -> None:
     assert [len(m.trials) for m in record.measurements.values()] == [3] * 4
     found = rows(record)
     assert found[1].over_baseline.ratio == pytest.approx(2.0) and found[2].over_previous.ratio == pytest.approx(1.25)
-    assert found[1].tokens_per_second.value == pytest.approx(1024 / 0.05, rel=2e-3)
+    assert found[1].tokens_per_second.value == pytest.approx(512 / 0.05, rel=2e-3)
     assert found[1].compile_ms == 800.0
     assert len(reporter.lines) == reporter.steps == 1 + 4 + 3 * 4
     assert from_dict(Record, json.loads(json.dumps(to_dict(record), allow_nan=False))) == record
@@ -139,12 +140,25 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, moment: str) -> None:
     assert store.load(path) == record
 
 
+def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
+    def full(name: str, job: dict) -> None:
+        if name == "bf16-trial" and job["trial"] == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "x.job")
+
+    s = session(tmp_path, faults=full)
+    record = s.measure()
+    assert record.status == "partial" and "No space left" in s.problem
+    assert {len(m.trials) for m in record.measurements.values()} == {1}
+
+
 def test_on_a_cpu_the_blocks_of_a_trial_take_turns(tmp_path: Path) -> None:
     s = session(tmp_path)
     assert s.measure().harness["blocks_in_turn"]
     first = s.launcher.visits[: 4 * 4]  # the first trial: four settings, four blocks each
     rounds = [first[i : i + 4] for i in range(0, 16, 4)]
-    assert all(sorted(r) == sorted(rounds[0]) for r in rounds) and rounds[1] == rounds[0][::-1] and rounds[2] == rounds[0]
+    assert all(sorted(r) == sorted(rounds[0]) for r in rounds)
+    # In no fixed order: whoever runs twice in a row finds warm caches, and must not always be the same.
+    assert len({tuple(r) for r in rounds}) > 1
 
 
 def test_side_by_side_only_what_fits_half_the_memory(tmp_path: Path) -> None:
@@ -161,7 +175,7 @@ def test_processes_are_compared_with_the_same_global_batch(tmp_path: Path) -> No
     record = s.measure()
     worlds = {name: world_size for name, _, world_size in s.launcher.jobs}
     assert worlds["bf16+ddp@2-parity"] == worlds["bf16+ddp@2-trial"] == 2
-    reference = next(job for name, job, _ in s.launcher.jobs if name == "reference-4-parity")
+    reference = next(job for name, job, _ in s.launcher.jobs if name == "reference-2-parity")
     assert reference["settings"]["rungs"] == [] and reference["settings"]["workload"]["grad_accumulation"] == 2
     assert record.measurements["bf16+ddp@2"].status == "ok"
 

@@ -74,6 +74,18 @@ def test_a_block_lasts_at_least_50_ms(step_ms: float, steps: int) -> None:
     assert blocks.telemetry == {"sm_clock_mhz": 1980.0} and blocks.flags == []
 
 
+def test_after_waiting_for_its_turn_a_process_takes_one_step_untimed() -> None:
+    log = []
+    steps = Steps(60.0)
+
+    def measure(times: int) -> Stretch:
+        log.append(times)
+        return steps(times)
+
+    blocks = steady_state(measure, Quiet(), step_ms=20.0, num_blocks=3, turn=lambda: log.append("turn"))
+    assert log == ["turn", 1, 3] * 3 and len(blocks.wall_ms) == 3
+
+
 def test_a_throttled_block_is_measured_again() -> None:
     steps = Steps(*[60.0] * 3, 90.0, 90.0, 60.0)  # the fourth and fifth stretch are slow, and known to be
     blocks = steady_state(steps, Throttled(3, 4), step_ms=60.0, num_blocks=5)

@@ -1,0 +1,49 @@
+"""The README and the gallery are what the committed records say, and what the README names exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from plots.gallery import stale
+from results import load_all
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+RECORDS = ROOT / "results" / "records"
+
+
+def test_charts_and_tables_are_not_stale() -> None:
+    assert not stale(RECORDS, ROOT / "plots" / "gallery", ROOT / "README.md")
+
+
+def test_every_committed_record_is_whole() -> None:
+    records, problems = load_all(RECORDS)
+    assert records and not problems
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "LOG.md"])
+def test_links_and_images_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / page).read_text()):
+        assert (ROOT / target).exists(), target
+    for path in re.findall(r"`((?:[a-z_]+/)+[A-Za-z0-9_.-]*)`", (ROOT / page).read_text()):
+        assert (ROOT / path).exists(), path
+
+
+def test_options_named_in_the_readme_exist() -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "pytest", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    ).stdout  # fmt: skip
+    commands = [line for line in README.splitlines() if line.startswith("pytest ")]
+    assert len(commands) >= 7
+    for option in {option for line in commands for option in re.findall(r"--[a-z-]+", line.split("#")[0])}:
+        assert re.search(rf"{option}\b", text), option
+
+
+def test_make_targets_named_in_the_pages_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in ("README.md", "ARCHITECTURE.md", "LOG.md"):
+        for target in re.findall(r"\bmake ([a-z]+)\b`?", "\n".join(re.findall(r"`make [a-z]+`", (ROOT / page).read_text()))):
+            assert target in targets, f"{page}: make {target}"
