@@ -1,10 +1,12 @@
 """`stepladder ladder`: every rung, and whether it can be used on this device; `--explain` tells a rung's story."""
 
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -39,8 +41,9 @@ def ladder(
         console.print("The baseline below the first rung: fp32, eager, attention written out, AdamW tensor by tensor.")
         console.print("Learn more: stepladder ladder --explain RUNG. Measure: pytest --benchmark.")
         return
-    for line in story(rung(explain), here, workload):
-        console.print(line, highlight=False, markup=False)
+    for paragraph in story(rung(explain), here, workload):
+        wrapped = textwrap.fill(paragraph, min(console.width, 100), break_long_words=False, break_on_hyphens=False)
+        console.print(wrapped, highlight=False, markup=False, soft_wrap=True)
 
 
 def availability(rung: "Rung", device: "Device", workload: "Workload") -> str | None:
@@ -54,24 +57,27 @@ def overview(device: "Device", profile: str, workload: "Workload") -> Table:
     table = Table(
         title=f"{device.name}, profile {profile}: {workload.model}, B={workload.micro_batch}, T={workload.seq_len}",
         title_justify="left",
+        box=box.SIMPLE,
     )
-    for column in ("rung", "what it is", "takes over", "needs"):
-        table.add_column(column)
+    table.add_column("rung", no_wrap=True)
+    table.add_column("what it is")
     table.add_column("on this device", overflow="fold")
-    for i, rung in enumerate(LADDER):
-        earlier = [r.name for r in LADDER[:i] if rung.slot is not None and r.slot == rung.slot]
+    for rung in LADDER:
         reason = availability(rung, device, workload)
-        state = f"[dim]no: {reason}[/dim]" if reason else "[green]yes[/green]"
-        table.add_row(rung.name, rung.title, ", ".join(earlier), ", ".join(rung.needs), state)
+        table.add_row(rung.name, rung.title, f"[dim]no: {reason}[/dim]" if reason else "[green]yes[/green]")
     return table
 
 
 def story(rung: "Rung", device: "Device", workload: "Workload") -> list[str]:
-    """A rung's essay, its bounds, and what it measured on this device, line by line."""
+    """A rung's essay, its bounds, and what it measured on this device, a paragraph each."""
+    from optim_ladder import LADDER
     from results import load_all
     from results.analysis import choose, rows
 
-    lines = [f"{rung.name}: {rung.title}", "", rung.essay.strip(), "", f"Source: {rung.source}"]
+    essay = [line for paragraph in rung.essay.strip().split("\n\n") for line in (" ".join(paragraph.split()), "")]
+    lines = [f"{rung.name}: {rung.title}", "", *essay, f"Source: {rung.source}"]
+    if replaced := [r.name for r in LADDER[: LADDER.index(rung)] if rung.slot and r.slot == rung.slot]:
+        lines.append(f"Takes over from: {', '.join(replaced)}")
     if rung.needs:
         lines.append(f"Needs: {', '.join(rung.needs)}")
     d = rung.drift

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,8 @@ def test_help_names_every_command(capsys) -> None:
         assert code == 0 and "Usage: stepladder" in out
 
 
-def test_ladder_says_what_can_run_here_and_why_not(capsys) -> None:
+def test_ladder_says_what_can_run_here_and_why_not(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run(capsys, "ladder", "--device", "cpu")
     assert code == 0
     text = " ".join(out.split())
@@ -63,10 +65,10 @@ def test_explain_tells_the_essay_the_source_and_the_bounds(capsys, rung: str) ->
 
 
 def test_explain_tells_what_was_measured_on_this_device(capsys, records: Path, monkeypatch) -> None:
-    here = detect("cpu")
+    here, record = detect("cpu"), make_record("cpu")
     code, out, _ = run(capsys, "ladder", "--explain", "flash", "--device", "cpu")
     assert code == 0 and "Not measured on" in out
-    store.write(make_record("cpu", device={**make_record("cpu").device, "slug": here.slug}), records)
+    store.write(replace(record, device={**record.device, "slug": here.slug}), records)
     code, out, _ = run(capsys, "ladder", "--explain", "flash", "--device", "cpu")
     assert code == 0 and "cumulative:" in out and "tok/s" in out
 
@@ -99,7 +101,7 @@ def test_plot_draws_and_says_what_it_skipped(capsys, records: Path, tmp_path: Pa
         (["ladder", "--explian"], "error: No such option: --explian"),
         (["compare", "nowhere", "nobody"], "error: no record 'nowhere' under records/; the newest are"),
         (["compare", "_", "_"], "error: record '_' could be"),
-        (["compare", "one"], "error: Missing argument 'B'"),
+        (["compare", "one"], "error: Missing argument"),
         (["plot", "--device", "h1000"], "error: no records of device 'h1000'; there are: "),
         (["plot", "--results-dir", "/nowhere"], "error: no records in /nowhere/records; make one with: pytest --benchmark"),
     ],
@@ -107,7 +109,7 @@ def test_plot_draws_and_says_what_it_skipped(capsys, records: Path, tmp_path: Pa
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, records: Path, arguments: list[str], words: str) -> None:
     code, out, err = run(capsys, *arguments)
     assert code == 2 and out == ""
-    assert err.startswith(words) or words in err
+    assert words in err
     assert err.count("\n") == 1
 
 
