@@ -4,30 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from bench import options
+
 ROOT = Path(__file__).parent
 
-# Options that say what --benchmark measures: name -> (metavar, help).
-OPTIONS = {
-    "--suite": ("NAME", "what to measure: ladder (default)"),
-    "--derive": ("NAME", "cumulative (default), single, leave-one-out, scaling, or all of them"),
-    "--rungs": ("A,B", "keep to these rungs (names: python -m stepladder ladder)"),
-    "--profile": ("NAME", "workload of this profile instead of the detected device's"),
-    "--model": ("NAME", "model size instead of the profile's, e.g. gpt2"),
-    "--micro-batch": ("B", "sequences per forward pass instead of the profile's"),
-    "--seq-len": ("T", "tokens per sequence instead of the profile's"),
-    "--trials": ("N", "fresh processes per setting (default 6)"),
-    "--time-limit": ("SECONDS", "for one process before it counts as hung (default 600)"),
-    "--device": ("KIND", "cuda, mps or cpu instead of the best one there is"),
-    "--results-dir": ("DIR", "records and charts go here, not to results/ and plots/"),
-}
 
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("stepladder", "measuring the ladder of optimizations")
-    group.addoption("--benchmark", action="store_true", help="measure this device's ladder instead of running tests")
-    group.addoption("--quick", action="store_true", help="a smoke run: one trial of 5 blocks, no interval")
-    for option, (metavar, text) in OPTIONS.items():
-        group.addoption(option, metavar=metavar, help=text)
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    if not pluginmanager.is_registered(options):  # an installed project's entry point has been here before
+        options.pytest_addoption(parser)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads its own options
@@ -37,7 +21,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.pluginmanager.register(BenchmarkPlugin(config), "stepladder-benchmark")
         return
-    for option in ("--quick", *OPTIONS):
+    for option in ("--quick", *options.OPTIONS):
         if config.getoption(option):
             pytest.exit(f"{option} says what to measure; add --benchmark", returncode=2)
 

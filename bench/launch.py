@@ -14,6 +14,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 GRACE_S = 5.0  # between asking a worker to stop and killing it
+# A cluster's or torchrun's variables, and a compiler cache that others filled, are not for our workers.
+OF_ANOTHER_LAUNCH = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TRITON_CACHE_DIR"}
 POLL_S = 0.2  # how soon the end of a worker is noticed
 
 
@@ -145,7 +147,8 @@ class Launcher:
     def environment(self) -> dict[str, str]:
         cache = str(self.workdir / "compiled")
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        return {**os.environ, "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
+        inherited = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_LAUNCH}
+        return {**inherited, "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONUNBUFFERED": "1"}
 
 
 def turn_files(folder: Path) -> tuple[Path, Path]:

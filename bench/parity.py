@@ -6,7 +6,7 @@ Three things are compared, from the same weights on the same real batches:
     gradient  of every parameter in the first step: notices one wrong tensor, however small its part in the whole.
     norm      of the whole gradient in every step: notices a wrong scale, which AdamW's loss curve hides.
 
-Gradients are compared by sketch, so that a reference is a few kilobytes for any model: every entry gets a sign by a hash
+Gradients are compared by sketch, so that a reference stays small for any model: every entry gets a sign by a hash
 of its index and is added into one of 64 buckets. The sketch is linear, and the expected squared length of a difference of
 sketches is that of the difference itself (Charikar, Chen, Farach-Colton, "Finding frequent items in data streams", 2002).
 """
@@ -46,10 +46,15 @@ class Trajectory:
 
 
 def sketch(gradient: Tensor) -> Tensor:
-    """(BUCKETS,) float64 signed sums of a tensor's entries, the same on every device."""
+    """(BUCKETS,) float64 signed sums of a tensor's entries, the same on every device.
+
+    Source of the hash: Mueller, "hash-prospector" (https://github.com/skeeto/hash-prospector), 32 bits.
+    """
     flat = gradient.detach().float().flatten()
     index = torch.arange(flat.numel(), device=flat.device)
-    sign = 1.0 - 2.0 * ((index * 2654435761 >> 16) & 1)  # Knuth's multiplicative hash
+    for shift, factor in ((16, 0x45D9F3B), (16, 0x45D9F3B), (16, 1)):  # every bit of the index must reach the sign's
+        index = ((index ^ (index >> shift)) * factor) & 0xFFFFFFFF
+    sign = 1.0 - 2.0 * (index & 1)
     padding = -flat.numel() % BUCKETS
     return torch.nn.functional.pad(flat * sign, (0, padding)).view(-1, BUCKETS).sum(0).cpu().double()
 
@@ -118,7 +123,7 @@ def compare(measured: Trajectory, reference: Trajectory, bound: Drift) -> Parity
     return Parity(
         steps=len(measured.loss),
         loss=[x if math.isfinite(x) else 1e30 for x in measured.loss],
-        reference_loss=reference.loss,
+        reference_loss=[x if math.isfinite(x) else 1e30 for x in reference.loss],
         loss_drift=finite[0],
         loss_bound=bound.loss,
         gradient_drift=finite[1],

@@ -118,6 +118,10 @@ def make_plan(
     settings = {BASELINE: baseline, BASELINE_AGAIN: baseline}
     for places in derivations.values():
         settings |= {place.settings.id: place.settings for place in places if place.settings is not None}
+    if len(settings) == 2:
+        reasons = {p.label: p.skipped for places in derivations.values() for p in places if p.skipped}
+        told = "; ".join(f"{label}: {reason}" for label, reason in reasons.items()) or "no rung of that derivation is named"
+        raise ValueError(f"nothing to measure beside the baseline ({told}); name other rungs in --rungs")
     schedule = schedule or Schedule.default(device)
     return Plan(
         device=device,

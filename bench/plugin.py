@@ -67,6 +67,7 @@ class BenchmarkPlugin:
         self.config = config
         self.record: Record | None = None
         self.closing: list[str] = []
+        self.failed = False  # something other than a setting: the exit code must say so
         try:
             refuse_unsupported(config)
             self.plan = plan_from_options(config)
@@ -118,6 +119,7 @@ class BenchmarkPlugin:
         try:
             path = store.write(record, self.plan.results_dir)
         except StoreError as error:
+            self.failed = True
             path = store.write(record, Path(tempfile.mkdtemp(prefix="stepladder-records-")))
             self.closing += [f"record: {path}", f"error: {error}"]
             return
@@ -127,9 +129,16 @@ class BenchmarkPlugin:
             if self.plan.results_dir == ROOT / "results" / "records":
                 update(ROOT / "README.md", self.plan.results_dir)
         except (ValueError, OSError) as error:
+            self.failed = True
             self.closing.append(f"error: charts not drawn: {error}")
         else:
             self.closing.append(f"charts: {display(self.plan.charts_dir)}")
+        self.closing += [f"skipped: {problem}" for problem in store.load_all(self.plan.results_dir)[1]]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.failed and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(trylast=True)  # under pytest-benchmark's own table
     def pytest_terminal_summary(self) -> None:
@@ -161,6 +170,10 @@ def refuse_unsupported(config: pytest.Config) -> None:
         raise ValueError("pytest-xdist runs several tests at once, which no timing survives; leave -n and --dist out")
     if not config.pluginmanager.hasplugin("benchmark"):
         raise ValueError("--benchmark needs the package pytest-benchmark, which is not installed or switched off")
+    if getattr(config.option, "keyword", None) or getattr(config.option, "markexpr", None):
+        raise ValueError("-k and -m choose among tests; choose what to measure with --rungs")
+    if config.getoption("quick") and config.getoption("trials"):
+        raise ValueError("--quick is one trial; leave --trials out")
     if getattr(config.option, "benchmark_histogram", None) and importlib.util.find_spec("pygal") is None:
         raise ValueError("--benchmark-histogram needs the package pygal, which is not installed; pip install pygal")
 

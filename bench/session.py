@@ -70,7 +70,7 @@ class Session:
     def __init__(self, plan: Plan, tokens: TokenSource, launcher: Launcher, reporter: Reporter) -> None:
         self.plan, self.tokens, self.launcher, self.reporter = plan, tokens, launcher, reporter
         self.progress = {name: Progress(settings) for name, settings in plan.settings.items()}
-        self.references: dict[int, parity.Trajectory] = {}
+        self.references: dict[int, Outcome] = {}  # by sequences per step
         self.measured_peaks: dict[str, Any] = {}
         self.seconds: Counter[str] = Counter()
         self.interrupted = False
@@ -118,10 +118,10 @@ class Session:
                 self.reporter.done(f"parity of {name}", "as baseline")
                 continue
             reference = self._reference(p.settings.workload)
-            if reference is None:
-                p.status, p.reason = "crashed", "there is no fp32 reference to compare with"
+            if reference.status == "ok":
+                self._compare(name, p, parity.Trajectory(**reference.result["trajectory"]))
             else:
-                self._compare(name, p, reference)
+                p.fail(reference, "no fp32 reference to compare with")
             self.reporter.done(f"parity of {name}", describe_parity(p))
 
     def _compare(self, name: str, p: Progress, reference: parity.Trajectory) -> None:
@@ -136,18 +136,15 @@ class Session:
         if not p.parity.passed:
             p.status, p.reason = "wrong", p.parity.reason
 
-    def _reference(self, workload: Workload) -> parity.Trajectory | None:
-        """The true fp32 trajectory for steps of this many sequences, measured once per session in one process."""
+    def _reference(self, workload: Workload) -> Outcome:
+        """The true fp32 trajectory for steps of this many sequences, run once per session in one process."""
         size = workload.sequences_per_step
         if size not in self.references:
             alone = replace(
                 self.plan.workload, grad_accumulation=size // self.plan.workload.micro_batch, world_size=1
             )
             p = Progress(Settings(workload=alone))
-            outcome = self._fitting(f"reference-{size}", p, "parity").outcome
-            if outcome.status != "ok":
-                return None
-            self.references[size] = parity.Trajectory(**outcome.result["trajectory"])
+            self.references[size] = self._fitting(f"reference-{size}", p, "parity").outcome
         return self.references[size]
 
     def _trials(self) -> None:
@@ -207,7 +204,7 @@ class Session:
     def _fitting(self, name: str, p: Progress, kind: str, *, turns: bool = False, **more: Any) -> Worker:
         """Runs a setting to its end or its first turn.
 
-        Out of memory, it is the same step in micro-batches half as large, flagged, until it fits or is down to 1.
+        Out of memory, it is the same step in micro-batches half as large, flagged, until it fits or cannot be halved.
         """
         while True:
             workload = p.settings.workload
@@ -221,9 +218,8 @@ class Session:
             if smaller is None:
                 return worker
             p.settings = replace(p.settings, workload=smaller)
-            p.flags = [f"micro-batch {self.plan.workload.micro_batch} does not fit"]
             if p.trials:  # trials of two workloads are not one sample
-                p.flags.append(f"{len(p.trials)} trials at the larger micro-batch discarded")
+                p.flags.append(f"{len(p.trials)} trials at micro-batch {workload.micro_batch} discarded: it no longer fitted")
                 p.trials.clear()
 
     def _job(self, kind: str, **more: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,7 +140,8 @@ def steady_state(
     # A little over 50 ms' worth, so that a block still lasts 50 ms when steps turn out faster than in the warm-up.
     steps = agree(max(1, -int(-MIN_BLOCK_MS * 1.1 // step_ms)))
     blocks = Blocks(steps_per_block=steps)
-    slow, capped, again, begun = 0, 0, 0, time.perf_counter()
+    slow, again, begun = 0, 0, time.perf_counter()
+    capped: Counter[str] = Counter()
     with garbage_frozen():
         for _ in range(num_blocks):
             if turn is not None:
@@ -152,7 +154,7 @@ def steady_state(
                     break
                 again += attempt < MAX_TRIES - 1
             slow += bool(seen.slowdown)
-            capped += bool(seen.capped)
+            capped.update(seen.capped)
             blocks.device_ms.append(stretch.device_ms / steps)
             blocks.wall_ms.append(stretch.wall_ms / steps)
             if seen.slowdown:
@@ -161,8 +163,7 @@ def steady_state(
         blocks.flags.append(f"{reasons} in {slow} of {num_blocks} blocks, kept after {MAX_TRIES} tries")
     if again:
         blocks.flags.append(f"{again} block{'s' if again > 1 else ''} measured again after a slowdown")
-    if capped:
-        blocks.flags.append(f"power cap in {capped} of {num_blocks} blocks")
+    blocks.flags.extend(f"{reason} in {count} of {num_blocks} blocks" for reason, count in sorted(capped.items()))
     overall = watch.between(begun, time.perf_counter())
     blocks.telemetry.update(overall.values)
     blocks.flags.extend(sorted(overall.notes))

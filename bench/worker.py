@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -31,7 +32,7 @@ from hardware import Device, Monitor, detect, measured_peaks
 from optim_ladder import Settings, TrainStep, build
 from results.schema import Trial, to_dict
 
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate", "status_alloc_failed")
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -46,10 +47,11 @@ def main() -> int:
     except Exception as error:  # the process's boundary: any failure becomes the setting's status
         traceback.print_exc()
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
-        oom = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error) for w in OUT_OF_MEMORY)
+        oom = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(w in str(error).lower() for w in OUT_OF_MEMORY)
         answer = {"status": "oom" if oom else "crashed", "reason": reason}
-    if int(os.environ.get("RANK", 0)) == 0 or answer["status"] != "ok":
-        out = Path(job["answer"])
+    out = Path(job["answer"])
+    first_failure = answer["status"] != "ok" and not out.exists()  # what other ranks then run into is its consequence
+    if first_failure or (answer["status"] == "ok" and int(os.environ.get("RANK", 0)) == 0):
         partial = out.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(answer))
         partial.replace(out)
@@ -169,12 +171,15 @@ def peak_memory(device: Device) -> tuple[int, int | None]:
     """(allocated, reserved) bytes at their highest: the allocator's on a GPU, the whole process's on a CPU."""
     if device.kind == "cuda":
         return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    if sys.platform == "linux":  # getrusage counts what the parent held when it forked
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024, None
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, None
 
 
 def die_with_parent() -> None:
-    """On Linux, no worker outlives a session that was killed."""
+    """On Linux, no worker outlives the process that started it, even one that was killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -4,15 +4,18 @@ Benchmarks and training call the same `build`, so a number in a chart is the num
 """
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.compiler.config
 from torch import Tensor, nn
 
 from hardware import Device
 from model import GPT2
+from optim_ladder.ladder import rung
+from optim_ladder.rung import Rung
 from optim_ladder.settings import Settings
 
 
@@ -58,8 +61,10 @@ class TrainStep:
             self.target = device.torch_device(int(os.environ.get("LOCAL_RANK", 0)))
             if device.kind == "cuda":  # events, synchronisation and NCCL act on the current device
                 torch.cuda.set_device(self.target)
+            self._process.enter_context(true_fp32())
             for r in rungs:
                 self._process.enter_context(r.process(device))
+            self._process.enter_context(compiled_code_of(settings.rungs))
             self.model = self._make_model(seed)
             keywords: dict[str, object] = {"foreach": False}
             for r in rungs:
@@ -141,7 +146,7 @@ class TrainStep:
         return norm
 
     def __call__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """One optimizer step: (loss, gradient norm), both on the device; nothing is synchronised."""
+        """One optimizer step: (loss, gradient norm), both on the device, unsynchronised (but for fp16's check)."""
         return self.backward(batches), self.update()
 
     def close(self) -> None:
@@ -152,6 +157,36 @@ class TrainStep:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def true_fp32() -> Iterator[None]:
+    """fp32 products in full precision unless a rung says otherwise, whatever the environment asked PyTorch for."""
+    if os.environ.get("NVIDIA_TF32_OVERRIDE", "0") != "0":
+        raise ValueError(
+            f"NVIDIA_TF32_OVERRIDE is {os.environ['NVIDIA_TF32_OVERRIDE']!r}, which turns fp32 into TF32 behind PyTorch's back; unset it"
+        )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def compiled_code_of(rungs: Sequence[str]) -> Iterator[None]:
+    """Keeps apart on disk what was compiled under different process-wide flags.
+
+    The compiler's cache does not know which attention kernel is allowed: a graph compiled under `flash` would be taken for
+    `cudnn_attention`, and run FlashAttention under its name.
+    """
+    before = torch.compiler.config.cache_key_tag
+    torch.compiler.config.cache_key_tag = "+".join(name for name in rungs if rung(name).process is not Rung.process)
+    try:
+        yield
+    finally:
+        torch.compiler.config.cache_key_tag = before
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:

@@ -122,8 +122,8 @@ def leave_one_out(rungs: Sequence[Rung], device: Device, workload: Workload) -> 
 def scaling(rungs: Sequence[Rung], spread: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
     places: list[Place] = []
     alone = settings_of(climb(rungs, device, workload)[0], workload)
-    world_size = 1
-    while world_size == 1 or world_size <= max(device.count, 2):
+    most = device.count if device.kind == "cuda" else 2  # processes on a CPU share its cores: two show that it works
+    for world_size in sorted({1, 2, *(2**i for i in range(most.bit_length()) if 2**i <= most), most}):
         here = replace(workload, world_size=world_size)
         active, skipped = climb([*rungs, *spread] if world_size > 1 else rungs, device, here)
         reason = next((skipped[r.name] for r in spread if r.name in skipped), None)
@@ -136,7 +136,6 @@ def scaling(rungs: Sequence[Rung], spread: Sequence[Rung], device: Device, workl
                 skipped=reason,
             )
         )
-        world_size *= 2
     return places
 
 

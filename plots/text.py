@@ -105,7 +105,7 @@ def provenance(record: Record) -> str:
         if commit
         else "",
         record.created_utc[:10],
-        "quick: one trial, no intervals" if record.quick else f"{record.harness.get('trials', 'several')} trials",
+        "quick: one trial, no intervals" if record.quick else f"{record.harness.get('num_trials', 'several')} trials",
         "partial: interrupted" if record.status != "complete" else "",
         f"noise floor {share(floor)}" if floor is not None else "noise floor unknown",
     ]

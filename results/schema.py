@@ -45,7 +45,7 @@ class Trial:
     peak_memory_bytes: int  # allocated on a GPU; resident set on a CPU
     peak_reserved_bytes: int | None  # None where there is no caching allocator
     telemetry: dict[str, float] = field(default_factory=dict)  # medians under load: sm_clock_mhz, power_w, temperature_c
-    flags: list[str] = field(default_factory=list)  # e.g. "thermal slowdown in 2 blocks, kept after 3 tries"
+    flags: list[str] = field(default_factory=list)  # e.g. "thermal slowdown in 2 blocks, kept after 4 tries"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class Record:
     peaks: dict[str, typing.Any]  # "datasheet" and "measured": tflops by dtype, bandwidth_gbps, source
     mfu_peak: dict[str, typing.Any] | None  # dtype, tflops, source: what MFU is divided by; None prints no MFU
     roofline: dict[str, typing.Any] | None  # tokens_per_second, dtype, components_ms: fastest this device could be
-    harness: dict[str, typing.Any]  # trials, blocks, min_block_ms, seconds_total, seconds_in_blocks, …
+    harness: dict[str, typing.Any]  # num_trials, num_blocks, blocks_in_turn, seconds_total, seconds_in_blocks, …
     derivations: dict[str, list[Step]]
     measurements: dict[str, Measurement]
 

@@ -194,7 +194,10 @@ def make_record(
         peaks={"datasheet": {}, "measured": {}},
         mfu_peak={"dtype": "bf16", "tflops": spec["peak"], "source": "datasheet"} if cuda else None,
         roofline={"tokens_per_second": spec["roofline"], "dtype": "bf16", "components_ms": {"block_gemms": 41.9}},
-        harness={"trials": trials, "blocks": 20, "min_block_ms": 50.0, "seconds_total": 900.0},
+        harness={
+            "num_trials": trials, "num_blocks": 20, "time_limit_s": 600.0, "blocks_in_turn": False,
+            "seconds_total": 900.0, "seconds_in_blocks": 400.0,
+        },
         derivations=made, measurements=measurements,
     )  # fmt: skip
     return dataclasses.replace(Record(**values), **changes)

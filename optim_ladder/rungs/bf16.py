@@ -32,7 +32,7 @@ RUNG = Rung(
     title="bf16 autocast",
     source="https://docs.pytorch.org/docs/stable/amp.html",
     essay=__doc__,
-    drift=Drift(loss=2e-2, gradient=1e-1, norm=2e-2),
+    drift=Drift(loss=1e-2, gradient=5e-2, norm=5e-3),
     slot="precision",
     precision="bf16",
     unavailable=unavailable,

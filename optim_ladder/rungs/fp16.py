@@ -32,7 +32,7 @@ RUNG = Rung(
     title="fp16 autocast + gradient scaling",
     source="https://arxiv.org/abs/1710.03740",
     essay=__doc__,
-    drift=Drift(loss=1e-2, gradient=5e-2, norm=2e-2),
+    drift=Drift(loss=1e-2, gradient=5e-2, norm=5e-3),
     slot="precision",
     precision="fp16",
     gradient_scaling=True,

@@ -38,7 +38,7 @@ RUNG = Rung(
     title="TF32 matmul",
     source="https://docs.pytorch.org/docs/stable/notes/cuda.html#tf32-on-ampere",
     essay=__doc__,
-    drift=Drift(loss=5e-3, gradient=3e-2, norm=1e-2),
+    drift=Drift(loss=5e-3, gradient=3e-2, norm=5e-3),
     precision="tf32",
     unavailable=unavailable,
     process=high_precision_matmul,

@@ -53,6 +53,8 @@ def test_quick_is_one_short_trial() -> None:
         ({"rungs": ["cudnn_attention"]}, "rung 'cudnn_attention' needs 'bf16'; add it"),
         ({"profile_name": "h10"}, "unknown profile 'h10': did you mean 'h100'?"),
         ({"model": "gpt2-larg"}, "unknown model 'gpt2-larg': did you mean 'gpt2-large'?"),
+        ({"rungs": ["tf32"]}, "nothing to measure beside the baseline (tf32: needs the tensor cores"),
+        ({"rungs": ["ddp"]}, "nothing to measure beside the baseline (no rung of that derivation is named)"),
         ({"micro_batch": 0}, "micro_batch is 0; it must be a positive integer"),
         ({"derivation": "scaling", "rungs": ["bf16"]}, "derivation 'scaling' needs rung 'ddp'; add it to --rungs"),
     ],

@@ -46,6 +46,8 @@ def test_a_count_that_is_none_is_refused(value: str) -> None:
     [
         ({"numprocesses": 4}, "pytest-xdist runs several tests at once"),
         ({"dist": "load"}, "pytest-xdist runs several tests at once"),
+        ({"keyword": "flash"}, "choose what to measure with --rungs"),
+        ({"quick": True, "trials": "3"}, "--quick is one trial; leave --trials out"),
         ({"has_plugin": False}, "needs the package pytest-benchmark"),
     ],
 )

@@ -153,6 +153,10 @@ def test_scaling_goes_up_to_the_devices_there_are() -> None:
     places = derive("scaling", LADDER, gpu("NVIDIA H100 80GB HBM3", (9, 0), count=4), GPU_WORKLOAD)
     assert [p.settings.workload.world_size for p in places] == [1, 2, 4]
     assert ["ddp" in p.settings.rungs for p in places] == [False, True, True]
+    six = derive("scaling", LADDER, gpu("NVIDIA H100 80GB HBM3", (9, 0), count=6), GPU_WORKLOAD)
+    assert [p.label for p in six] == ["1", "2", "4", "6"]
+    many_cores = derive("scaling", LADDER, replace(CPU, count=64), CPU_WORKLOAD)
+    assert [p.label for p in many_cores] == ["1", "2"]
     alone = derive("scaling", LADDER, H100, GPU_WORKLOAD)
     assert alone[1].skipped == "needs 2 GPUs; this machine has 1"
     two_cores = derive("scaling", LADDER, CPU, CPU_WORKLOAD)
