@@ -47,6 +47,7 @@ class Plan:
     Args:
         device: where.
         profile: name of the workload's profile.
+        custom: the user changed the profile's workload or kept to some rungs.
         workload: of one process.
         derivations: the ladders, place by place.
         settings: every distinct setting by its id, the baseline first and its twin, for the noise floor, second.
@@ -59,6 +60,7 @@ class Plan:
 
     device: Device
     profile: str
+    custom: bool
     workload: Workload
     derivations: dict[str, list[Place]]
     settings: dict[str, Settings]
@@ -126,6 +128,7 @@ def make_plan(
     return Plan(
         device=device,
         profile=name,
+        custom=rungs is not None or profile_name is not None or any(v is not None for v in changes.values()),
         workload=workload,
         derivations=derivations,
         settings=settings,

@@ -253,6 +253,7 @@ class Session:
             quick=plan.quick,
             created_utc=created,
             profile=plan.profile,
+            custom=plan.custom,
             device=asdict(plan.device) | {"capability": list(plan.device.capability or ()) or None},
             environment=environment,
             workload=asdict(workload),

@@ -91,7 +91,7 @@ def trial(job: dict, begun: float) -> dict:
             measure, monitor, step_ms=warm.step_ms, num_blocks=job["num_blocks"], agree=agree, turn=turns(job)
         )
         peak, reserved = peak_memory(device)
-        flags = blocks.flags + ([] if warm.settled else ["warm-up did not settle"])
+        flags = blocks.flags
         if device.kind == "cuda" and monitor.problem:
             flags.append(f"clocks and throttling not seen: {monitor.problem}")
         return to_dict(

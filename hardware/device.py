@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+CGROUP = Path("/sys/fs/cgroup")
+
 KINDS = ("cuda", "mps", "cpu")
 
 # Lowest CUDA compute capability at which a format runs on tensor cores (fp32 and fp16 run on every CUDA device).
@@ -115,15 +117,27 @@ def slugify(text: str) -> str:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on, which in a container or a job can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use, which in a container or a job can be fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    if quota.isdecimal() and period.isdecimal():
+        cores = min(cores, max(1, -(-int(quota) // int(period))))
+    return cores
 
 
 def system_memory() -> int:
-    """Bytes of main memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of main memory, or of what a container may use of it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _cgroup("memory.max")
+    return min(physical, int(limit)) if limit.isdecimal() else physical
+
+
+def _cgroup(name: str) -> str:
+    """A limit of this container's control group (version 2), empty where there is none."""
+    try:
+        return (CGROUP / name).read_text().strip()
+    except OSError:
+        return ""
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

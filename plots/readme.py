@@ -153,8 +153,9 @@ def _slugs(records: Records) -> list[str]:
 
 
 def _best_speed(records: Records, slug: str) -> float:
+    """FLOP/s, so that a small model on a processor does not outrun a large one on a GPU."""
     found = analysis.best(records, slug)
-    return found.tokens_per_second.value if found else 0.0
+    return found.tokens_per_second.value * found.record.flops_per_token["full"] if found else 0.0
 
 
 def _link(path: Path) -> str:

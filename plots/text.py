@@ -108,5 +108,8 @@ def provenance(record: Record) -> str:
         "quick: one trial, no intervals" if record.quick else f"{record.harness.get('num_trials', 'several')} trials",
         "partial: interrupted" if record.status != "complete" else "",
         f"noise floor {share(floor)}" if floor is not None else "noise floor unknown",
+        f"{record.harness['seconds_in_blocks']:.0f} of {record.harness['seconds_total']:.0f} s in timed blocks"
+        if {"seconds_in_blocks", "seconds_total"} <= record.harness.keys()
+        else "",
     ]
     return " · ".join(part for part in parts if part)

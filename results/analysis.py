@@ -145,11 +145,18 @@ def frame(record: Record) -> "pandas.DataFrame":
 def choose(
     records: Iterable[tuple[Path, Record]], device: str, derivation: str = CUMULATIVE
 ) -> tuple[Path, Record] | None:
-    """The record that speaks for a device: its newest complete, full one with this derivation, else its newest."""
+    """The record that speaks for a device: complete and full before quick, the profile's own workload before one that was
+    asked for, more rungs before fewer, then the newest."""
     mine = [
         (p, r) for p, r in records if r.device["slug"] == device and r.suite == "ladder" and derivation in r.derivations
     ]
-    return max(mine, key=lambda pair: (_is_full(pair[1]), pair[1].created_utc, pair[0].name), default=None)
+
+    def weight(pair: tuple[Path, Record]) -> tuple:
+        path, record = pair
+        measured = sum(step.measurement is not None for step in record.derivations[derivation])
+        return _is_full(record), not record.custom, measured, record.created_utc, path.name
+
+    return max(mine, key=weight, default=None)
 
 
 def best(
@@ -163,8 +170,13 @@ def best(
     Args:
         records: as `store.load_all` gives them.
         device: slug.
-        model, seq_len: keep to this model and this sequence length.
+        model, seq_len: keep to this model and this sequence length; by default those of the record that speaks for the
+            device, so that two workloads are never set against each other.
     """
+    records = list(records)
+    if spokesman := choose(records, device):
+        model = model or spokesman[1].workload["model"]
+        seq_len = seq_len or spokesman[1].workload["seq_len"]
     newest: dict[str, tuple[tuple[bool, str, str], Path, Record, Measurement]] = {}
     for path, record in records:
         if record.device["slug"] != device or record.suite != "ladder":
@@ -368,8 +380,12 @@ def _flags(record: Record, m: Measurement) -> list[str]:
         flags.append(f"micro-batch {here[0]} × {here[1]} accumulated, not {asked[0]} × {asked[1]}: it did not fit")
     if restless := sum(not t.warmup_settled for t in m.trials):
         flags.append(f"warm-up did not settle in {restless} of {len(m.trials)} trials")
+    by_flag: dict[str, list[int]] = {}
     for trial in m.trials:
-        flags += [f"trial {trial.index}: {flag}" for flag in trial.flags]
+        for flag in trial.flags:
+            by_flag.setdefault(flag, []).append(trial.index + 1)
+    for flag, trials in by_flag.items():
+        flags.append(f"{flag} (trial {', '.join(map(str, trials))})")
     return flags
 
 

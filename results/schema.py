@@ -116,6 +116,7 @@ class Record:
     harness: dict[str, typing.Any]  # num_trials, num_blocks, blocks_in_turn, seconds_total, seconds_in_blocks, …
     derivations: dict[str, list[Step]]
     measurements: dict[str, Measurement]
+    custom: bool = False  # the workload or the rungs were not the profile's own
 
 
 def to_dict(value: object) -> dict[str, typing.Any]:

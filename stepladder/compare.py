@@ -13,7 +13,8 @@ def compare(
     a: Annotated[str, typer.Argument(help="A record: a path, or a part of its name that no other has.")],
     b: Annotated[str, typer.Argument(help="The record to hold against it.")],
 ) -> None:
-    """Hold record B against record A, rung by rung, with intervals."""
+    """Hold record B against record A, rung by rung, with intervals over each record's trials. What differs between two sessions on
+    a shared machine is in neither interval: read a small difference as a reason to measure again."""
     from plots.table import compare_table
     from results import load
 

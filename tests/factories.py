@@ -181,7 +181,7 @@ def make_record(
             )
 
     values: dict[str, Any] = dict(
-        schema_version=SCHEMA_VERSION, suite="ladder", status="complete", quick=trials == 1,
+        schema_version=SCHEMA_VERSION, custom=False, suite="ladder", status="complete", quick=trials == 1,
         created_utc="2026-01-31T12:34:56Z", profile=device, device=spec["device"],
         environment={
             "commit": "0123456789abcdef0123456789abcdef01234567", "dirty": False, "harness_sha256": "ab" * 32,

@@ -8,6 +8,7 @@ bandwidth or launch overhead is the limit; large matrix products stay with the v
 The price is paid once per shape: seconds to a minute before the first step ends, less when the disk cache has it.
 """
 
+import os
 import shutil
 import sys
 from importlib.util import find_spec
@@ -25,8 +26,9 @@ def unavailable(device: Device, workload: object) -> str | None:
         return "needs the package triton, which is not installed"
     if device.kind == "cuda" and device.capability is not None and device.capability < (7, 0):
         return "Triton needs an NVIDIA GPU of compute capability 7.0 or newer"
-    if not any(shutil.which(compiler) for compiler in ("g++", "c++", "clang++")):
-        return "needs a C++ compiler (g++ or clang++) on the PATH; install one, e.g. the package g++"
+    names = [os.environ.get("CXX"), os.environ.get("CC"), "g++", "c++", "clang++", "gcc", "cc", "clang"]
+    if not any(shutil.which(name) for name in names if name):
+        return "needs a C or C++ compiler on the PATH; install one, e.g. the package g++"
     return None
 
 

@@ -4,8 +4,8 @@ An fp32 product on an NVIDIA GPU before Ampere, or at PyTorch's default precisio
 the operands to 10 bits of mantissa, keeps fp32's range and sums in fp32; the tensor cores then do it about 8 times
 faster, with no change to any tensor's type. It is one process-wide flag.
 
-It helps only products that are still in fp32: once `bf16` is on, nothing is left for it. Read it in the "single" chart, and
-look at "leave-one-out" to see that it is worth nothing at the top.
+It helps only products that are still in fp32: once `bf16` is on, nothing is left for it. Measure it with
+`--derive single`, and look at `--derive leave-one-out` to see that it is worth nothing at the top.
 """
 
 from collections.abc import Iterator

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hardware import device as device_module
-from hardware.device import Device, cpu_name, detect, slugify
+from hardware.device import Device, cpu_name, detect, slugify, system_memory, usable_cores
 
 
 def gpu(capability: tuple[int, int], name: str = "NVIDIA H100 80GB HBM3") -> Device:
@@ -107,3 +107,16 @@ def test_cpu_name_falls_back_to_tools_and_then_to_the_architecture(tmp_path, mon
     monkeypatch.setattr(device_module.platform, "machine", lambda: "aarch64")
     assert cpu_name(tmp_path / "cpuinfo") == "aarch64"
     assert cpu_name(tmp_path / "no such file") == "aarch64"
+
+
+def test_a_containers_limits_count(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("hardware.device.CGROUP", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    physical = system_memory()
+    assert usable_cores() == 64
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert (usable_cores(), system_memory()) == (64, physical)
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "memory.max").write_text("1048576\n")
+    assert (usable_cores(), system_memory()) == (2, 1048576)

@@ -1,14 +1,16 @@
 """What `build` makes of settings: the same training as plain PyTorch, and flags put back."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from hardware import Device, detect
 from model import GPT2
-from optim_ladder import LADDER, OptimizerConfig, Settings, Workload, build
+from optim_ladder import LADDER, OptimizerConfig, Settings, Workload, build, rung
 from optim_ladder.build import decay_groups
 
 CPU = detect("cpu")
@@ -136,3 +138,41 @@ def test_rungs_do_not_change_the_initial_weights() -> None:
 def test_the_first_loss_is_that_of_guessing() -> None:
     with build(Settings(workload=WORKLOAD), CPU) as step:
         assert float(step([batch()])[0]) == pytest.approx(math.log(67), abs=0.2)
+
+
+def test_compiled_training_is_the_same_and_kernels_are_kept_apart_on_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two rungs that differ in a process-wide flag alone trace to one graph; the second must not find the first's code."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    settings = Settings(workload=WORKLOAD, rungs=("compile", "flash"))
+    hits = torch._dynamo.utils.counters["aot_autograd"]
+
+    def first_steps() -> tuple[list[float], int]:
+        torch._dynamo.reset()
+        hits.clear()
+        with build(settings, CPU) as step:
+            return [float(step([batch(seed=i)])[0]) for i in range(3)], hits["autograd_cache_hit"]
+
+    with build(Settings(workload=WORKLOAD), CPU) as step:
+        expected = [float(step([batch(seed=i)])[0]) for i in range(3)]
+    cold, again = first_steps(), first_steps()
+    assert cold[0] == pytest.approx(expected, abs=1e-5)
+    assert (cold[1], again[1]) == (0, 1)  # the disk cache works at all
+    other = replace(rung("flash"), name="flash_elsewhere", process=lambda device: nullcontext())
+    monkeypatch.setattr("optim_ladder.ladder.LADDER", (*LADDER, other))
+    settings = Settings(workload=WORKLOAD, rungs=("compile", "flash_elsewhere"))
+    assert first_steps()[1] == 0
+
+
+def test_fp32_is_true_fp32_whatever_the_environment_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with build(Settings(workload=WORKLOAD), CPU):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    with pytest.raises(ValueError, match="NVIDIA_TF32_OVERRIDE is '1'.*unset it"):
+        build(Settings(workload=WORKLOAD), CPU)

@@ -170,8 +170,7 @@ def test_flags_say_where_they_come_from():
     assert row.flags == [
         "measured twice",
         "warm-up did not settle in 2 of 2 trials",
-        "trial 0: power cap",
-        "trial 1: power cap",
+        "power cap (trial 1, 2)",
     ]
 
 
