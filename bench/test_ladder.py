@@ -9,7 +9,8 @@ from results.analysis import measurement_row
 
 def plugin(config: pytest.Config) -> BenchmarkPlugin:
     found = config.pluginmanager.getplugin("stepladder-benchmark")
-    assert found is not None
+    if found is None:  # collected by name, without --benchmark
+        pytest.skip("this measures; add --benchmark", allow_module_level=True)
     return found
 
 
