@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hardware import Device
-from optim_ladder import DERIVATIONS, LADDER, Place, Settings, Workload, derive, in_order, profile, unknown
+from optim_ladder import DERIVATIONS, LADDER, Place, Rung, Settings, Workload, derive, in_order, profile, unknown
 
 SUITES = ("ladder",)
 BASELINE, BASELINE_AGAIN = "baseline", "baseline-again"
@@ -49,6 +49,7 @@ class Plan:
         profile: name of the workload's profile.
         custom: the user changed the profile's workload or kept to some rungs.
         workload: of one process.
+        rungs: the part of the ladder in use.
         derivations: the ladders, place by place.
         settings: every distinct setting by its id, the baseline first and its twin, for the noise floor, second.
         schedule: how much.
@@ -62,6 +63,7 @@ class Plan:
     profile: str
     custom: bool
     workload: Workload
+    rungs: tuple[Rung, ...]
     derivations: dict[str, list[Place]]
     settings: dict[str, Settings]
     schedule: Schedule
@@ -130,6 +132,7 @@ def make_plan(
         profile=name,
         custom=rungs is not None or profile_name is not None or any(v is not None for v in changes.values()),
         workload=workload,
+        rungs=tuple(chosen),
         derivations=derivations,
         settings=settings,
         schedule=schedule.quick() if quick else schedule,

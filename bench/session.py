@@ -20,7 +20,7 @@ from bench.roofline import roofline
 from data.tokens import TokenSource, batches
 from hardware import capture, datasheet_peaks
 from model.flops import flops_per_token, num_parameters
-from optim_ladder import Place, Settings, Workload
+from optim_ladder import Place, Settings, Workload, derive
 from results import SCHEMA_VERSION, Measurement, Parity, Record, Step, Trial
 from results.schema import from_dict
 
@@ -70,6 +70,8 @@ class Session:
     def __init__(self, plan: Plan, tokens: TokenSource, launcher: Launcher, reporter: Reporter) -> None:
         self.plan, self.tokens, self.launcher, self.reporter = plan, tokens, launcher, reporter
         self.progress = {name: Progress(settings) for name, settings in plan.settings.items()}
+        self.derivations = dict(plan.derivations)
+        self.failed: set[str] = set()  # rungs that failed on the cumulative ladder
         self.references: dict[int, Outcome] = {}  # by sequences per step
         self.measured_peaks: dict[str, Any] = {}
         self.seconds: Counter[str] = Counter()
@@ -109,7 +111,10 @@ class Session:
 
     def _parity(self) -> None:
         """Every setting's first steps against fp32; ladder order, so the first to need a compiled graph pays for it."""
-        for name, p in self.progress.items():
+        done: set[str] = set()
+        while (name := next((n for n in self.progress if n not in done), None)) is not None:
+            done.add(name)
+            p = self.progress[name]
             self.reporter.working(f"parity of {name}")
             if name == BASELINE_AGAIN:  # one setting under two names
                 first = self.progress[BASELINE]
@@ -123,6 +128,25 @@ class Session:
             else:
                 p.fail(reference, "no fp32 reference to compare with")
             self.reporter.done(f"parity of {name}", describe_parity(p))
+            if p.status != "not run":
+                self._go_on_without(name)
+
+    def _go_on_without(self, name: str) -> None:
+        """Takes the rung that failed at this place out of the places above it: they would only fail alike.
+
+        The place itself stays, with its status. What the failed rung had taken over comes back.
+        """
+        old = {place.label: place for place in self.derivations.get("cumulative", [])}
+        culprit = next((p.label for p in old.values() if p.settings and p.settings.id == name), BASELINE)
+        if culprit == BASELINE:
+            return
+        self.failed.add(culprit)
+        rest = [r for r in self.plan.rungs if r.name not in self.failed]
+        new = {place.label: place for place in derive("cumulative", rest, self.plan.device, self.plan.workload)}
+        self.derivations["cumulative"] = [new.get(label, place) for label, place in old.items()]
+        wanted = {p.settings.id: p.settings for places in self.derivations.values() for p in places if p.settings}
+        kept = {n: p for n, p in self.progress.items() if n in (BASELINE, BASELINE_AGAIN) or n in wanted}
+        self.progress = kept | {n: Progress(settings) for n, settings in wanted.items() if n not in kept}
 
     def _compare(self, name: str, p: Progress, reference: parity.Trajectory) -> None:
         outcome = self._fitting(name, p, "parity").outcome
@@ -277,7 +301,7 @@ class Session:
                 "seconds_in_blocks": in_blocks,
                 **{f"seconds_{name}": seconds for name, seconds in self.seconds.items()},
             },
-            derivations={name: [to_step(place) for place in places] for name, places in plan.derivations.items()},
+            derivations={name: [to_step(place) for place in places] for name, places in self.derivations.items()},
             measurements={name: self._measurement(name, p) for name, p in self.progress.items()},
         )
 

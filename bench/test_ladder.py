@@ -33,7 +33,9 @@ def test_setting(name: str, request: pytest.FixtureRequest, benchmark) -> None:
     """Shows one setting's step times, in seconds, as pytest-benchmark shows any."""
     ladder = plugin(request.config)
     assert ladder.record is not None
-    measurement = ladder.record.measurements[name]
+    measurement = ladder.record.measurements.get(name)
+    if measurement is None:
+        pytest.skip("replaced by a setting without the rung that failed; see the table")
     if measurement.status != "ok":  # before the fixture is used: a test that fails after timing would still be saved
         pytest.fail(f"{measurement.status}: {measurement.reason}", pytrace=False)
     row = measurement_row(ladder.record, name)

@@ -71,8 +71,22 @@ def test_a_failure_is_that_settings_status_and_the_rest_goes_on(tmp_path: Path, 
     record = session(tmp_path, faults=on("bf16", Outcome(status=status, reason="planted"))).measure()
     m = record.measurements
     assert (m["bf16"].status, m["bf16"].reason, m["bf16"].trials) == (status, "parity run: planted", [])
-    assert m["bf16+flash"].status == m["baseline"].status == "ok"
-    assert record.status == "complete"
+    assert m["baseline"].status == "ok" and record.status == "complete"
+
+
+def test_the_ladder_goes_on_without_a_rung_that_failed(tmp_path: Path) -> None:
+    plan = {"rungs": ["bf16", "flash", "fused_adamw"], "derivation": "all"}
+    s = session(tmp_path, plan=plan, faults=on("bf16+flash", Outcome(status="crashed", reason="no kernel")))
+    record = s.measure()
+    steps = {step.label: step for step in record.derivations["cumulative"]}
+    assert list(steps) == ["baseline", "bf16", "flash", "fused_adamw"]
+    assert record.measurements[steps["flash"].measurement].status == "crashed"
+    assert steps["fused_adamw"].measurement == "bf16+fused_adamw" and steps["fused_adamw"].previous == "bf16"
+    assert record.measurements["bf16+fused_adamw"].status == "ok"
+    assert "bf16+flash+fused_adamw" in record.measurements  # the other derivations still ask for it
+    store.write(record, tmp_path / "records")
+    only = session(tmp_path, plan=plan | {"derivation": "cumulative"}, faults=s.launcher.faults).measure()
+    assert "bf16+flash+fused_adamw" not in only.measurements
 
 
 def test_a_failure_in_a_later_trial_keeps_what_was_measured(tmp_path: Path) -> None:
