@@ -87,7 +87,7 @@ def ladder(records: Records, images: str) -> str:
         "MFU (full)",
         "of the roofline",
         "peak memory",
-        "first step",
+        "compile",
     ]
     image = f"![Training speed on {record.device['name']}]({images}/{device}/ladder.png)\n\n"
     return (
