@@ -108,6 +108,8 @@ def make_plan(
     name, workload = profile(device, profile_name)
     changes = {"model": model, "micro_batch": micro_batch, "seq_len": seq_len}
     workload = replace(workload, **{key: value for key, value in changes.items() if value is not None})
+    if not workload.is_transformer:
+        raise ValueError(f"model is {workload.model!r}, a table without a matrix product to measure; choose a transformer")
     chosen = LADDER if rungs is None else in_order(rungs)
     if rungs is not None:
         # Checked as if all were on at once, so that a missing need or two rungs of one slot are an error, not a skip.

@@ -15,12 +15,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.gpt2 import GPT2, GPT2Config
+from model.models import ModelConfig, create
 
 
-def num_parameters(config: GPT2Config, *, positions: bool = True) -> int:
+def num_parameters(config: ModelConfig, *, positions: bool = True) -> int:
     """Parameters of a model of this shape, without making it; see `GPT2.num_parameters`."""
     with torch.device("meta"):
-        return GPT2(config).num_parameters(positions=positions)
+        return create(config).num_parameters(positions=positions)
 
 
 def flops_per_token(config: GPT2Config, seq_len: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ OpenAI's release (https://github.com/openai/gpt-2).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -90,16 +90,9 @@ class GPT2Config:
         """Rows of the embedding table: the padded vocabulary where there is one, else the vocabulary."""
         return self.padded_vocab_size or self.vocab_size
 
-
-# The four released sizes, and two small ones for a CPU. Names as on Hugging Face's hub.
-MODELS: dict[str, GPT2Config] = {
-    "nano": GPT2Config(n_layer=4, n_head=4, n_embd=256),
-    "mini": GPT2Config(n_layer=6, n_head=6, n_embd=384),
-    "gpt2": GPT2Config(n_layer=12, n_head=12, n_embd=768),
-    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
-    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
-    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
-}
+    def resized(self, *, vocab_size: int, seq_len: int) -> "GPT2Config":
+        """The same shape for another vocabulary; the position table grows with the sequence where it must."""
+        return replace(self, vocab_size=vocab_size, n_positions=max(self.n_positions, seq_len))
 
 
 class CausalSelfAttention(nn.Module):

@@ -6,14 +6,14 @@ Benchmarks and training call the same `build`, so a number in a chart is the num
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.compiler.config
 from torch import Tensor, nn
 
 from hardware import Device
-from model import GPT2
+from model import create
 from optim_ladder.ladder import rung
 from optim_ladder.rung import Rung
 from optim_ladder.settings import Settings
@@ -49,7 +49,13 @@ class TrainStep:
     """
 
     def __init__(
-        self, settings: Settings, device: Device, *, seed: int = 1337, optimizer: OptimizerConfig | None = None
+        self,
+        settings: Settings,
+        device: Device,
+        *,
+        seed: int = 1337,
+        optimizer: OptimizerConfig | None = None,
+        dropout: float | None = None,
     ) -> None:
         config = optimizer or OptimizerConfig()
         rungs = settings.active
@@ -65,7 +71,7 @@ class TrainStep:
             for r in rungs:
                 self._process.enter_context(r.process(device))
             self._process.enter_context(compiled_code_of(settings.rungs))
-            self.model = self._make_model(seed)
+            self.model = self._make_model(seed, dropout)
             keywords: dict[str, object] = {"foreach": False}
             for r in rungs:
                 keywords |= r.optimizer
@@ -88,13 +94,15 @@ class TrainStep:
                 self.module = r.compile(self.module)
             undo.pop_all()
 
-    def _make_model(self, seed: int) -> GPT2:
+    def _make_model(self, seed: int, dropout: float | None) -> nn.Module:
         model_config = self.settings.workload.model_config()
+        if dropout is not None:
+            model_config = replace(model_config, dropout=dropout)
         for r in self.settings.active:
             model_config = r.model_config(model_config)
         with torch.random.fork_rng(devices=[]):  # the same weights on every device: drawn on the CPU
             torch.manual_seed(seed)
-            model: nn.Module = GPT2(model_config)
+            model = create(model_config)
         for r in self.settings.active:
             model = r.convert(model)
         return model.to(self.target).train()
@@ -114,20 +122,32 @@ class TrainStep:
                 stack.enter_context(context(self.device))
             return self.module(idx, targets)
 
-    def backward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Gradients of the mean loss over the micro-batches, left in ``.grad``; processes synchronise once, at the end.
+    def backward(
+        self,
+        batches: Sequence[tuple[Tensor, Tensor]],
+        *,
+        weights: Sequence[float] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Gradients of the weighted loss over the micro-batches, left in ``.grad``; processes synchronise once, at the end.
 
         Args:
-            batches: one (idx, targets) per gradient accumulation, of equal size.
+            batches: one (idx, targets) per gradient accumulation.
+            weights: of each micro-batch's mean loss; equal ones that sum to 1 by default. Processes average their
+                gradients, so a mean over all tokens of all processes takes tokens / all tokens × world_size.
+            seeds: of the random numbers in each micro-batch (dropout); by default the global generator just goes on.
 
         Returns:
-            This process's mean loss in nats, float32, detached, on the device.
+            This process's weighted sum of losses in nats, float32, detached, on the device.
         """
+        weights = weights or [1.0 / len(batches)] * len(batches)
         total = torch.zeros((), device=self.target)
         for i, (idx, targets) in enumerate(batches):
             last = i == len(batches) - 1
+            if seeds is not None:
+                torch.manual_seed(seeds[i])
             with nullcontext() if last or not hasattr(self.synchronised, "no_sync") else self.synchronised.no_sync():
-                loss = self.forward(idx, targets) / len(batches)
+                loss = self.forward(idx, targets) * weights[i]
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
@@ -148,6 +168,16 @@ class TrainStep:
     def __call__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """One optimizer step: (loss, gradient norm), both on the device, unsynchronised (but for fp16's check)."""
         return self.backward(batches), self.update()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode and no gradients meanwhile; `forward`, compiled or not, works as in training."""
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.model.train()
 
     def close(self) -> None:
         self._process.close()
@@ -199,7 +229,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build(
-    settings: Settings, device: Device, *, seed: int = 1337, optimizer: OptimizerConfig | None = None
+    settings: Settings,
+    device: Device,
+    *,
+    seed: int = 1337,
+    optimizer: OptimizerConfig | None = None,
+    dropout: float | None = None,
 ) -> TrainStep:
     """A training step with exactly these rungs on.
 
@@ -208,6 +243,7 @@ def build(
         device: where to run; under torchrun each process takes the one of its local rank.
         seed: of the weights, which are the same on every device and for every set of rungs.
         optimizer: AdamW's numbers; the default is GPT-2's.
+        dropout: instead of the model's own.
 
     Raises:
         ValueError: a rung cannot run on this device; the message says why.
@@ -215,4 +251,4 @@ def build(
     for r in settings.active:
         if reason := r.unavailable(device, settings.workload):
             raise ValueError(f"rung {r.name!r} cannot run on {device.name}: {reason}; leave it out")
-    return TrainStep(settings, device, seed=seed, optimizer=optimizer)
+    return TrainStep(settings, device, seed=seed, optimizer=optimizer, dropout=dropout)

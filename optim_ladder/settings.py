@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
-from model import MODELS, GPT2Config
+from model import MODELS, GPT2Config, ModelConfig
 from optim_ladder.ladder import in_order, meets, rung, unknown
 from optim_ladder.rung import REORDERED, Drift, Rung
 
@@ -45,10 +45,14 @@ class Workload:
         """Tokens in one optimizer step over all processes."""
         return self.sequences_per_step * self.seq_len
 
-    def model_config(self) -> GPT2Config:
-        """The model's shape before any rung changes it; the position table grows with the sequence where it must."""
-        base = MODELS[self.model]
-        return replace(base, vocab_size=self.vocab_size, n_positions=max(base.n_positions, self.seq_len))
+    def model_config(self) -> ModelConfig:
+        """The model's shape before any rung changes it."""
+        return MODELS[self.model].resized(vocab_size=self.vocab_size, seq_len=self.seq_len)
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether the model has attention and an output head, which some rungs are about."""
+        return isinstance(MODELS[self.model], GPT2Config)
 
     def halved(self) -> "Workload | None":
         """The same step in micro-batches half as large and twice as many, or None where that does not divide."""

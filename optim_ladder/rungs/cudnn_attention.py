@@ -8,20 +8,26 @@ one generation.
 """
 
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hardware import Device
 from optim_ladder.rung import REORDERED, Rung
-from optim_ladder.rungs.flash import use_sdpa
+from optim_ladder.rungs import flash
+
+if TYPE_CHECKING:
+    from optim_ladder.settings import Workload
 
 
 def backends(device: Device) -> AbstractContextManager:
     return sdpa_kernel(SDPBackend.CUDNN_ATTENTION)
 
 
-def unavailable(device: Device, workload: object) -> str | None:
+def unavailable(device: Device, workload: "Workload") -> str | None:
+    if reason := flash.unavailable(device, workload):
+        return reason
     if device.kind != "cuda" or device.capability is None or device.capability < (8, 0):
         return "needs an NVIDIA GPU of compute capability 8.0 or newer"
     if not torch.backends.cudnn.is_available() or (torch.backends.cudnn.version() or 0) < 90000:
@@ -39,5 +45,5 @@ RUNG = Rung(
     slot="attention",
     unavailable=unavailable,
     process=backends,
-    model_config=use_sdpa,
+    model_config=flash.use_sdpa,
 )

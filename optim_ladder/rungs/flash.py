@@ -12,6 +12,7 @@ the CPU's own flash kernel on a CPU.
 
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -19,11 +20,18 @@ from hardware import Device
 from model import GPT2Config
 from optim_ladder.rung import REORDERED, Rung
 
+if TYPE_CHECKING:
+    from optim_ladder.settings import Workload
+
 
 def backends(device: Device) -> AbstractContextManager:
     if device.kind == "mps":  # one fused kernel, which goes by the name of the fallback
         return sdpa_kernel(SDPBackend.MATH)
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
+
+
+def unavailable(device: Device, workload: "Workload") -> str | None:
+    return None if workload.is_transformer else f"the model {workload.model} has no attention"
 
 
 def use_sdpa(config: GPT2Config) -> GPT2Config:
@@ -37,6 +45,7 @@ RUNG = Rung(
     essay=__doc__,
     drift=REORDERED,
     slot="attention",
+    unavailable=unavailable,
     process=backends,
     model_config=use_sdpa,
 )

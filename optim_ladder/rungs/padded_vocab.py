@@ -21,6 +21,8 @@ MULTIPLE = 128
 
 
 def unavailable(device: Device, workload: "Workload") -> str | None:
+    if not workload.is_transformer:
+        return f"the model {workload.model} has no output head"
     if workload.vocab_size % MULTIPLE == 0:
         return f"the vocabulary of {workload.vocab_size} is already a multiple of {MULTIPLE}"
     return None

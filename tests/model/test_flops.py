@@ -22,7 +22,8 @@ def test_the_124m_conventions_by_hand() -> None:
     assert flops["causal"] == 6 * 123_653_376 + 113_246_208 / 2
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+# With a vocabulary of characters, biases and norms are no longer next to nothing beside the matrices.
+@pytest.mark.parametrize("name", [name for name, config in MODELS.items() if config.vocab_size > 8000])
 def test_counting_agrees_with_the_formula(name: str) -> None:
     config, T = MODELS[name], 256
     flops = flops_per_token(config, T)

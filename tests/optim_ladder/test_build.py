@@ -176,3 +176,28 @@ def test_fp32_is_true_fp32_whatever_the_environment_asked_for(monkeypatch: pytes
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     with pytest.raises(ValueError, match="NVIDIA_TF32_OVERRIDE is '1'.*unset it"):
         build(Settings(workload=WORKLOAD), CPU)
+
+
+def test_micro_batches_of_unequal_weight_are_one_mean_over_tokens() -> None:
+    """Three sequences at once, against two and one weighted by their tokens, some of which do not count."""
+    idx, targets = batch(rows=3)
+    targets = targets.clone()
+    targets[2, 10:] = -100
+    counts = [int((t >= 0).sum()) for t in (targets[:2], targets[2:])]
+    with build(Settings(workload=WORKLOAD), CPU) as whole, build(Settings(workload=WORKLOAD), CPU) as parts:
+        loss, norm = whole([(idx, targets)])
+        weighted = parts.backward(
+            [(idx[:2], targets[:2]), (idx[2:], targets[2:])], weights=[c / sum(counts) for c in counts]
+        )
+        assert weighted.item() == pytest.approx(loss.item(), abs=1e-6)
+        assert parts.update().item() == pytest.approx(norm.item(), rel=1e-5)
+
+
+def test_dropout_follows_its_seed_and_rests_while_evaluating() -> None:
+    with build(Settings(workload=WORKLOAD), CPU, dropout=0.3) as step:
+        losses = [step.backward([batch()], seeds=[seed]).item() for seed in (1, 2, 1)]
+        assert losses[0] == losses[2] != losses[1]
+        with step.evaluating():
+            first, again = step.forward(*batch()), step.forward(*batch())
+        assert first.item() == again.item() and not first.requires_grad
+        assert step.model.training
