@@ -31,7 +31,7 @@ def test_training_finds_the_counts() -> None:
         optimizer.step()
     counts = torch.zeros(5, 5).index_put_((idx[0], targets[0]), torch.ones(400), accumulate=True)
     entropy = -(counts * (counts / counts.sum(1, keepdim=True)).log().nan_to_num(neginf=0.0)).nansum() / 400
-    assert loss.item() == pytest.approx(entropy.item(), abs=1e-3)
+    assert loss.item() == pytest.approx(entropy.item(), abs=5e-3)
 
 
 def test_a_bigram_looks_back_once() -> None:
