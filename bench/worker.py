@@ -12,8 +12,6 @@ import argparse
 import ctypes
 import json
 import os
-import re
-import resource
 import signal
 import sys
 import time
@@ -28,7 +26,7 @@ import torch
 from bench.launch import turn_files
 from bench.parity import NUM_STEPS, trajectory
 from bench.timing import steady_state, stopwatch, warm_up
-from hardware import Device, Monitor, detect, measured_peaks
+from hardware import Device, Monitor, detect, measured_peaks, peak_memory
 from optim_ladder import Settings, TrainStep, build
 from results.schema import Trial, to_dict
 
@@ -165,17 +163,6 @@ def turns(job: dict) -> Callable[[], object] | None:
         agree(None)  # the other ranks wait for rank 0
 
     return wait
-
-
-def peak_memory(device: Device) -> tuple[int, int | None]:
-    """(allocated, reserved) bytes at their highest: the allocator's on a GPU, the whole process's on a CPU."""
-    if device.kind == "cuda":
-        return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    if sys.platform == "linux":  # getrusage counts what the parent held when it forked
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) * 1024, None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, None
 
 
 def die_with_parent() -> None:

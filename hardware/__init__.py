@@ -5,6 +5,7 @@ Nothing here imports torch until a function needs it, so the command line and th
 
 from hardware.device import Device, detect
 from hardware.environment import capture, source_hash
+from hardware.memory import peak_memory
 from hardware.monitor import Monitor
 from hardware.peaks import measured_peaks
 from hardware.specs import SPECS, Spec, datasheet_peaks, lookup
@@ -21,5 +22,6 @@ __all__ = [
     "detect",
     "lookup",
     "measured_peaks",
+    "peak_memory",
     "source_hash",
 ]

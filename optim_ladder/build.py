@@ -11,12 +11,16 @@ from dataclasses import dataclass, replace
 import torch
 import torch.compiler.config
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hardware import Device
 from model import create
 from optim_ladder.ladder import rung
 from optim_ladder.rung import Rung
 from optim_ladder.settings import Settings
+
+
+FUSED_ATTENTION = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +121,16 @@ class TrainStep:
         Returns:
             Mean cross-entropy in nats, float32.
         """
+        with self.precision():
+            return self.module(idx, targets)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Every rung's context around a forward pass."""
         with ExitStack() as stack:
             for context in self.contexts:
                 stack.enter_context(context(self.device))
-            return self.module(idx, targets)
+            yield
 
     def backward(
         self,
@@ -178,6 +188,12 @@ class TrainStep:
                 yield
         finally:
             self.model.train()
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """The plain `model` ready to write text: its sequences grow, so it is not compiled, and any attention kernel may serve."""
+        with self.evaluating(), self.precision(), sdpa_kernel([SDPBackend.MATH, *FUSED_ATTENTION]):
+            yield
 
     def close(self) -> None:
         self._process.close()

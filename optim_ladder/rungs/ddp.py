@@ -47,9 +47,10 @@ def unavailable(device: Device, workload: "Workload") -> str | None:
         return "needs 2 processes or more; this workload has 1"
     if device.kind not in ("cuda", "cpu"):
         return f"PyTorch cannot join processes on {device.kind}"
-    if device.count < workload.world_size:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", workload.world_size))  # of several machines, this one's processes
+    if device.count < here:
         unit = "GPUs" if device.kind == "cuda" else "cores"
-        return f"needs {workload.world_size} {unit}; this machine has {device.count}"
+        return f"needs {here} {unit}; this machine has {device.count}"
     return None
 
 
