@@ -7,11 +7,13 @@ from model.gpt2 import GPT2, GPT2Config
 
 ModelConfig = GPT2Config | BigramConfig
 
-# The four released sizes under their names on Hugging Face's hub, small ones for a CPU and for small corpora.
+# The four released sizes under their names on Hugging Face's hub, small ones for a CPU and for small corpora; pico is for trying
+# things out in seconds.
 MODELS: dict[str, ModelConfig] = {
     "char-bigram": BigramConfig(),
     "char-transformer": GPT2Config(n_layer=6, n_head=6, n_embd=384, n_positions=256, vocab_size=65, dropout=0.2),
     "stories": GPT2Config(n_layer=2, n_head=4, n_embd=768, vocab_size=8192),
+    "pico": GPT2Config(n_layer=2, n_head=2, n_embd=64),
     "nano": GPT2Config(n_layer=4, n_head=4, n_embd=256),
     "mini": GPT2Config(n_layer=6, n_head=6, n_embd=384),
     "gpt2": GPT2Config(n_layer=12, n_head=12, n_embd=768),
