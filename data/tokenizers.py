@@ -1,217 +1,65 @@
-"""Turning text into token ids and back, with whatever is installed, and never through a network.
+"""Turning text into token ids and back: the tokenizers there are, by name.
 
-Every tokenizer here is *byte-level*: any text has ids, and its ids give exactly the text back. The byte-pair encodings
-are GPT-2's (when tiktoken has its files at hand), or trained on the corpus itself by rustbpe or by Hugging Face
-tokenizers. Where nothing is installed, the UTF-8 bytes are the tokens.
+    gpt2          GPT-2's byte-pair encoding, 50,257 ids, run by tiktoken from its own files
+    char          the characters of the corpus itself
+    bytes         the 256 bytes of UTF-8; needs nothing installed
+    bpe-8192      a byte-pair encoding trained on the corpus, with any number of ids from 257; bpe-8k, bpe-16k and
+                  bpe-32k are short for 8192, 16384 and 32768
+    NAME, X.json  one that was trained and saved before
 
-Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016); Radford et al.,
-"Language Models are Unsupervised Multitask Learners" (2019), for the byte-level form.
+All but `char` are *byte-level*: any text has ids, and its ids give exactly the text back.
 """
 
-import hashlib
-import importlib.util
-import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import difflib
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    import tiktoken
-
-END_OF_TEXT = "<|endoftext|>"
-
-# Cuts text into the pieces within which bytes are merged: contractions, words with the character before them, up to
-# three digits, punctuation with the newlines after it, runs of space. Source: tiktoken's cl100k_base, simplified.
-PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+from data.bpe import (
+    END_OF_TEXT,
+    PATTERN,
+    SMALLEST_VOCAB_SIZE,
+    BytePairTokenizer,
+    installed,
+    train_hf,
+    train_rustbpe,
 )
+from data.characters import ByteTokenizer, CharacterTokenizer, train_characters
+from data.gpt2 import GPT2_FILES, fetch_gpt2, gpt2, gpt2_at_hand
+from data.tokenizer_files import NAME, Tokenizer, TokenizerError, load, save
 
-# GPT-2's files as tiktoken downloads and caches them: address and SHA-256.
-# Source: tiktoken_ext/openai_public.py, https://github.com/openai/tiktoken
-GPT2_FILES = {
-    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe": (
-        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
-    ),
-    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json": (
-        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
-    ),
-}
-
-
-class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer.
-
-    Args:
-        name: e.g. "gpt2", "rustbpe-8192".
-        vocab_size: ids are below it.
-        eot: id that separates documents.
-        sha256: over everything that decides the ids; equal hash, equal ids.
-    """
-
-    name: str
-    vocab_size: int
-    eot: int
-    sha256: str
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list of ids per text; special tokens written in a text count as plain text."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids; ids that cut a character apart give U+FFFD there."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class BytePairTokenizer:
-    """Any byte-pair encoding, through the two functions that its library gives us."""
-
-    name: str
-    vocab_size: int
-    eot: int
-    sha256: str
-    encode_texts: Callable[[list[str]], list[list[int]]]
-    decode_ids: Callable[[list[int]], str]
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self.encode_texts(list(texts))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.decode_ids(list(ids))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ByteTokenizer:
-    """UTF-8 bytes as ids. A newline separates documents: no byte is left over for an end-of-text mark."""
-
-    name: str = "bytes"
-    vocab_size: int = 256
-    eot: int = ord("\n")
-    sha256: str = hashlib.sha256(b"bytes").hexdigest()
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [list(text.encode("utf-8")) for text in texts]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(ids).decode("utf-8", errors="replace")
-
-
-def installed(package: str) -> bool:
-    """Whether a package can be imported, without importing it."""
-    return importlib.util.find_spec(package) is not None
-
-
-def gpt2_at_hand() -> bool:
-    """Whether tiktoken is installed and has GPT-2's files, undamaged, in its cache.
-
-    tiktoken downloads what its cache lacks, and deletes and downloads what does not match its hash; asking first is
-    the way to keep it off the network.
-    """
-    if not installed("tiktoken"):
-        return False
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    if folder == "":  # tiktoken's way of switching its cache off
-        return False
-    cache = Path(folder) if folder else Path(tempfile.gettempdir()) / "data-gym-cache"
-    for address, sha256 in GPT2_FILES.items():
-        try:
-            content = (cache / hashlib.sha1(address.encode()).hexdigest()).read_bytes()
-        except OSError:
-            return False
-        if hashlib.sha256(content).hexdigest() != sha256:
-            return False
-    return True
-
-
-def gpt2() -> BytePairTokenizer:
-    """GPT-2's own encoding, V = 50257, from tiktoken's cache.
-
-    Raises:
-        ValueError: the cache does not hold it.
-    """
-    if not gpt2_at_hand():
-        raise ValueError(
-            "tokenizer is 'gpt2', but tiktoken's cache does not hold its files; point TIKTOKEN_CACHE_DIR at a copy"
-        )
-    import tiktoken
-
-    encoding = tiktoken.get_encoding("gpt2")
-    return _from_tiktoken("gpt2", encoding, "".join(GPT2_FILES.values()))
-
-
-def train_rustbpe(texts: Iterator[str], vocab_size: int) -> BytePairTokenizer:
-    """Trains a byte-pair encoding with rustbpe and runs it with tiktoken.
-
-    Args:
-        texts: what to train on.
-        vocab_size: 256 bytes, the merges, and the end-of-text mark, which comes last. A small corpus may give fewer.
-    """
-    import rustbpe
-    import tiktoken
-
-    trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(texts, vocab_size - 1, pattern=PATTERN)
-    ranks = {bytes(token): rank for token, rank in trainer.get_mergeable_ranks()}
-    name = f"rustbpe-{vocab_size}"
-    encoding = tiktoken.Encoding(
-        name, pat_str=PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
-    )
-    return _from_tiktoken(name, encoding, json.dumps([PATTERN, [[token.hex(), rank] for token, rank in ranks.items()]]))
-
-
-def _from_tiktoken(name: str, encoding: "tiktoken.Encoding", identity: str) -> BytePairTokenizer:
-    return BytePairTokenizer(
-        name=name,
-        vocab_size=encoding.n_vocab,
-        eot=encoding.eot_token,
-        sha256=hashlib.sha256(identity.encode()).hexdigest(),
-        encode_texts=lambda texts: encoding.encode_ordinary_batch(texts, num_threads=min(8, os.cpu_count() or 1)),
-        decode_ids=encoding.decode,
-    )
-
-
-def train_hf(texts: Iterator[str], vocab_size: int) -> BytePairTokenizer:
-    """The same encoding trained and run by Hugging Face tokenizers; arguments as for `train_rustbpe`.
-
-    The end-of-text mark is id 0 here: that library numbers special tokens first.
-    """
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document is text, not a mark
-    return BytePairTokenizer(
-        name=f"hf-bpe-{vocab_size}",
-        vocab_size=tokenizer.get_vocab_size(),
-        eot=tokenizer.token_to_id(END_OF_TEXT),
-        sha256=hashlib.sha256(tokenizer.to_str().encode()).hexdigest(),
-        encode_texts=lambda texts: [encoded.ids for encoded in tokenizer.encode_batch(texts)],
-        decode_ids=lambda ids: tokenizer.decode(ids, skip_special_tokens=False),
-    )
-
+__all__ = [
+    "END_OF_TEXT",
+    "GPT2_FILES",
+    "PATTERN",
+    "SMALLEST_VOCAB_SIZE",
+    "BytePairTokenizer",
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "Tokenizer",
+    "TokenizerError",
+    "choose",
+    "gpt2",
+    "gpt2_at_hand",
+    "installed",
+    "load",
+    "resolve",
+    "save",
+    "train_characters",
+    "train_hf",
+    "train_rustbpe",
+]
 
 TRAINED_VOCAB_SIZE = 8192
-SMALLEST_VOCAB_SIZE = 257  # every byte, and the end-of-text mark
+LARGEST_VOCAB_SIZE = 131_072
+# Of the training split's beginning. More hardly changes the merges, and would take more than 1 GB of memory.
+TRAINING_CHARACTERS = 200_000_000
+BUILT_IN = ("gpt2", "char", "bytes", "bpe-8192", "bpe-16384", "bpe-32768")
 
 
 def choose(vocab_size: int) -> tuple[str, Callable[[Iterator[str]], Tokenizer]]:
-    """The best tokenizer this machine has for a model's vocabulary.
+    """The best tokenizer this machine has for a model's vocabulary, without asking a network.
 
     Args:
         vocab_size: ids the model knows; the tokenizer may use fewer.
@@ -234,3 +82,102 @@ def choose(vocab_size: int) -> tuple[str, Callable[[Iterator[str]], Tokenizer]]:
     if installed("tokenizers"):
         return f"hf-bpe-{size}", lambda texts: train_hf(texts, size)
     return "bytes", lambda texts: ByteTokenizer()
+
+
+def resolve(
+    spec: str,
+    *,
+    corpora: Path,
+    texts: Callable[[str], Iterable[str]],
+    progress: Callable[[str], object] | None = None,
+) -> Tokenizer:
+    """The tokenizer that a user asked for by name, made from a corpus where it has to be.
+
+    Args:
+        spec: as in the table above.
+        corpora: saved tokenizers lie in its folder `tokenizers`.
+        texts: gives the texts of a split, "train" or "val". A byte-pair encoding learns from the first 200 million
+            characters of "train"; characters are taken from both.
+        progress: called with a line of text before something that takes long.
+
+    Raises:
+        ValueError: there is no such tokenizer, or what it needs is not installed.
+        OSError: GPT-2's files are neither at hand nor to be had.
+    """
+    say = progress or (lambda line: None)
+    if spec == "gpt2":
+        if not gpt2_at_hand():
+            say("downloading GPT-2's vocabulary into tiktoken's cache")
+            fetch_gpt2()
+        return gpt2()
+    if spec == "bytes":
+        return ByteTokenizer()
+    if spec == "char":
+        say("collecting the characters of the corpus")
+        return train_characters(itertools.chain(texts("train"), texts("val")))
+    if (size := bpe_size(spec)) is not None:
+        train = bpe_trainer(size)
+        say(f"training a byte-pair encoding of {size} ids")
+        return train(texts("train"))
+    if spec.endswith(".json"):
+        return load(Path(spec))
+    folder = corpora / "tokenizers"
+    if NAME.fullmatch(spec) and (folder / f"{spec}.json").exists():
+        return load(folder / f"{spec}.json")
+    known = [*BUILT_IN, *sorted(path.stem for path in folder.glob("*.json"))]
+    near = difflib.get_close_matches(spec, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"no tokenizer {spec!r}: {hint}choose from {', '.join(known)}, or the path of a .json")
+
+
+def saved_path(name: str, corpora: Path) -> Path:
+    """Where a trained tokenizer of a name is kept.
+
+    Raises:
+        ValueError: it cannot be a name, or means something else.
+    """
+    if not NAME.fullmatch(name) or name.endswith(".json"):
+        raise ValueError(f"name is {name!r}; use letters, digits, '.', '-' and '_', a letter or digit first")
+    if name in BUILT_IN or bpe_size(name) is not None:
+        raise ValueError(f"name is {name!r}, which already means a tokenizer of its own; choose another")
+    return corpora / "tokenizers" / f"{name}.json"
+
+
+def bpe_size(spec: str) -> int | None:
+    """The vocabulary size in "bpe-8192" or "bpe-8k"; None for any other spec."""
+    match = re.fullmatch(r"bpe-([0-9]{1,7})(k?)", spec)
+    if not match:
+        return None
+    return int(match[1]) * (1024 if match[2] else 1)
+
+
+def bpe_trainer(vocab_size: int) -> Callable[[Iterable[str]], BytePairTokenizer]:
+    """Trains a byte-pair encoding of some size: rustbpe, or where that is missing Hugging Face tokenizers.
+
+    Returns:
+        a function that takes texts, of which it uses the first 200 million characters.
+
+    Raises:
+        ValueError: the size is not possible, or nothing is installed that trains.
+    """
+    if not SMALLEST_VOCAB_SIZE <= vocab_size <= LARGEST_VOCAB_SIZE:
+        raise ValueError(
+            f"vocab_size is {vocab_size}; it must be from {SMALLEST_VOCAB_SIZE} (256 bytes and an end-of-text mark) "
+            f"to {LARGEST_VOCAB_SIZE}"
+        )
+    if installed("rustbpe") and installed("tiktoken"):
+        train = train_rustbpe
+    elif installed("tokenizers"):
+        train = train_hf
+    else:
+        raise ValueError("training a byte-pair encoding needs a library: pip install rustbpe tiktoken")
+    return lambda texts: train(first_characters(texts, TRAINING_CHARACTERS), vocab_size)
+
+
+def first_characters(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Texts up to a number of characters in all."""
+    for text in texts:
+        yield text[:limit]
+        limit -= len(text)
+        if limit <= 0:
+            return
