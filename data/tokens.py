@@ -1,10 +1,6 @@
 """One stream of real tokens for a model's vocabulary, prepared once, checked at every use, and batches out of it."""
 
 import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from data import stdlib, tokenizers
-
-DOCUMENTS_AT_ONCE = 64  # bounds the memory that lists of Python integers take
+from data import tokenizers
+from data.corpora import corpus
+from data.dataset import Dataset
+from data.prepare import prepare
+from data.shards import ShardError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +30,7 @@ class TokenSource:
 
 
 def load_tokens(vocab_size: int, *, corpora: Path, progress: Callable[[str], object] | None = None) -> TokenSource:
-    """The interpreter's standard library through the best tokenizer at hand, from the cache or made now.
+    """The training split of the interpreter's standard library, through the best tokenizer at hand.
 
     Args:
         vocab_size: ids the model knows.
@@ -43,41 +41,36 @@ def load_tokens(vocab_size: int, *, corpora: Path, progress: Callable[[str], obj
         ValueError: the vocabulary is too small for any tokenizer.
     """
     say = progress or (lambda line: None)
-    name, make_tokenizer = tokenizers.choose(vocab_size)
-    docs = stdlib.documents()
-    version = stdlib.version(docs)
-    folder = corpora / "stdlib" / f"{name}-{version}"
-    wanted = {"corpus": "stdlib", "corpus_version": version, "tokenizer": name}
-    if folder.exists():
-        try:
-            return _read(folder, wanted)
-        except (OSError, ValueError, EOFError) as error:  # EOFError: numpy's word for an empty file
-            say(f"{folder} is damaged ({error}): making it again")
-            shutil.rmtree(folder)
+    name, _ = tokenizers.choose(vocab_size)
+    trained, _, size = name.rpartition("bpe-")
+    said: set[str] = set()
 
-    megabytes = sum(len(text) for _, text in docs) / 1e6
-    say(f"preparing the standard library of Python {version}: {len(docs)} files, {megabytes:.1f} MB, tokenizer {name}")
-    tokenizer = make_tokenizer(text for _, text in docs)
-    tokens = encode_documents(docs, tokenizer)
-    info = {
-        **wanted,
-        "tokenizer_vocab_size": tokenizer.vocab_size,
-        "tokenizer_sha256": tokenizer.sha256,
-        "num_tokens": len(tokens),
-        "sha256": _sha256(tokens),
-    }
-    _write(folder, tokens, info)
-    say(f"{len(tokens):,} tokens in {folder}")
-    return TokenSource(tokens=tokens, info=info)
+    def report(what: str, done: int, total: int | None) -> None:
+        if what not in said:  # the figures in between are for a bar
+            said.add(what)
+            say(what)
+
+    def prepared() -> Dataset:
+        return prepare(corpus("stdlib"), f"bpe-{size}" if trained else name, corpora=corpora, progress=report)
+
+    dataset = prepared()
+    try:
+        tokens = read(dataset)
+    except ShardError as error:
+        say(f"{error}: making it again")
+        (dataset.folder / "dataset.json").unlink()  # every shard of an unfinished dataset is checked before it is kept
+        dataset = prepared()
+        tokens = read(dataset)
+    if said:
+        say(f"{len(tokens):,} tokens in {dataset.folder}")
+    info = {key: dataset.info[key] for key in ("corpus", "corpus_version", "tokenizer", "tokenizer_sha256")}
+    info |= {"tokenizer_vocab_size": dataset.info["vocab_size"], "num_tokens": len(tokens)}
+    return TokenSource(tokens=tokens, info={**info, "sha256": hashlib.sha256(tokens).hexdigest()})
 
 
-def encode_documents(docs: list[stdlib.Document], tokenizer: tokenizers.Tokenizer) -> np.ndarray:
-    """(num_tokens,) uint16: every document's ids, an end-of-text id after each."""
-    parts = []
-    for start in range(0, len(docs), DOCUMENTS_AT_ONCE):
-        for ids in tokenizer.encode([text for _, text in docs[start : start + DOCUMENTS_AT_ONCE]]):
-            parts.append(np.array([*ids, tokenizer.eot], dtype=np.uint16))
-    return np.concatenate(parts)
+def read(dataset: Dataset) -> np.ndarray:
+    """(num_tokens,) uint16: the whole training split, in memory."""
+    return np.concatenate([shard.open() for shard in dataset.shards("train")])
 
 
 def batches(
@@ -111,37 +104,3 @@ def batches(
     windows = tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)  # (count * B, T + 1)
     windows = windows.reshape(count, micro_batch, seq_len + 1)
     return np.ascontiguousarray(windows[..., :-1]), np.ascontiguousarray(windows[..., 1:])
-
-
-def _sha256(tokens: np.ndarray) -> str:
-    return hashlib.sha256(tokens.astype("<u2").tobytes()).hexdigest()
-
-
-def _read(folder: Path, wanted: dict[str, str]) -> TokenSource:
-    """Reads a prepared folder; an OSError, ValueError or EOFError says what is wrong with it."""
-    info = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    tokens = np.load(folder / "tokens.npy", allow_pickle=False)
-    if not isinstance(info, dict) or not isinstance(tokens, np.ndarray) or tokens.dtype != np.uint16:
-        raise ValueError("not a stream of uint16 with its description")
-    if any(info.get(key) != value for key, value in wanted.items()):
-        raise ValueError("its description is of something else")
-    if tokens.shape != (info.get("num_tokens"),) or _sha256(tokens) != info.get("sha256"):
-        raise ValueError("its checksum differs")
-    return TokenSource(tokens=tokens, info=info)
-
-
-def _write(folder: Path, tokens: np.ndarray, info: dict[str, Any]) -> None:
-    """Writes beside the folder, then renames: a reader sees all of it or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        np.save(temporary / "tokens.npy", tokens)
-        (temporary / "meta.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        os.chmod(temporary, 0o755)  # mkdtemp makes folders that only their owner may read
-        os.rename(temporary, folder)
-    except OSError:
-        # Another process may have finished first: what it made is the same.
-        if not folder.exists():
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,3 @@
-import errno
 import json
 import subprocess
 import sys
@@ -6,10 +5,14 @@ import sys
 import numpy as np
 import pytest
 
-from data import stdlib, tokenizers, tokens
+from data import prepare as preparing
+from data import stdlib, tokenizers
+from data.corpora import validation_names
 from data.tokens import batches, load_tokens
 
+# By their names, c.py is for validation.
 DOCS = [("a.py", "x = 'naïve'\n" * 40), ("b.py", "def f(x):\n    return x\n" * 30), ("c.py", "# 東京 🎉")]
+TRAIN = [text for name, text in DOCS if name not in validation_names(name for name, _ in DOCS)]
 
 
 @pytest.fixture
@@ -17,6 +20,7 @@ def small(monkeypatch):
     """Three documents in the place of the library, and nothing installed but numpy."""
     monkeypatch.setattr(stdlib, "documents", lambda: DOCS)
     monkeypatch.setattr(tokenizers, "installed", lambda package: False)
+    monkeypatch.setattr(tokenizers, "gpt2_at_hand", lambda: False)
 
 
 def test_importing_data_imports_neither_torch_nor_a_tokenizer():
@@ -27,7 +31,7 @@ def test_importing_data_imports_neither_torch_nor_a_tokenizer():
 def test_bytes_where_nothing_is_installed(small, tmp_path):
     source = load_tokens(50257, corpora=tmp_path)
     assert source.tokens.dtype == np.uint16 and source.tokens.ndim == 1
-    assert bytes(source.tokens.astype(np.uint8)).decode() == "".join(text + "\n" for _, text in DOCS)
+    assert bytes(source.tokens.astype(np.uint8)).decode() == "".join(text + "\n" for text in TRAIN)
     assert source.info["tokenizer"] == "bytes" and source.info["tokenizer_vocab_size"] == 256
     assert source.info["corpus"] == "stdlib" and source.info["corpus_version"] == stdlib.version(DOCS)
     assert source.info["num_tokens"] == len(source.tokens)
@@ -41,22 +45,21 @@ def test_every_document_ends_with_the_mark_and_decodes_back(small, tmp_path, mon
     for package in packages:
         pytest.importorskip(package)
     monkeypatch.setattr(tokenizers, "installed", lambda package: package in packages)
-    monkeypatch.setattr(tokens, "DOCUMENTS_AT_ONCE", 2)  # so that three documents take two rounds
     source = load_tokens(300, corpora=tmp_path)
     assert source.info["tokenizer"] == name and source.tokens.max() < source.info["tokenizer_vocab_size"] <= 300
-    tokenizer = tokenizers.choose(300)[1](text for _, text in DOCS)
+    tokenizer = tokenizers.choose(300)[1](iter(TRAIN))
     assert tokenizer.sha256 == source.info["tokenizer_sha256"]
     ends = np.flatnonzero(source.tokens == tokenizer.eot)
-    assert len(ends) == len(DOCS) and ends[-1] == len(source.tokens) - 1
+    assert len(ends) == len(TRAIN) and ends[-1] == len(source.tokens) - 1
     parts = np.split(source.tokens, ends[:-1] + 1)
-    assert [tokenizer.decode(part[:-1].tolist()) for part in parts] == [text for _, text in DOCS]
+    assert [tokenizer.decode(part[:-1].tolist()) for part in parts] == TRAIN
 
 
 def test_the_second_load_reads_the_first_ones_files(small, tmp_path, monkeypatch):
     lines = []
     first = load_tokens(300, corpora=tmp_path, progress=lines.append)
     assert lines
-    monkeypatch.setattr(tokens, "encode_documents", lambda *args: pytest.fail("prepared again"))
+    monkeypatch.setattr(preparing, "encode", lambda *args, **kwargs: pytest.fail("prepared again"))
     lines.clear()
     again = load_tokens(300, corpora=tmp_path, progress=lines.append)
     assert not lines and again.info == first.info and np.array_equal(again.tokens, first.tokens)
@@ -65,78 +68,50 @@ def test_the_second_load_reads_the_first_ones_files(small, tmp_path, monkeypatch
         load_tokens(300, corpora=tmp_path)
 
 
-def flip_a_byte(folder):
-    content = bytearray((folder / "tokens.npy").read_bytes())
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
     content[-5] ^= 1
-    (folder / "tokens.npy").write_bytes(content)
+    path.write_bytes(content)
 
 
-def edit(**changes):
-    def apply(folder):
-        info = json.loads((folder / "meta.json").read_text())
-        (folder / "meta.json").write_text(json.dumps({**info, **changes}))
-
-    return apply
-
-
+SHARD = "train_000000.bin"
 DAMAGE = {
-    "flipped byte": flip_a_byte,
-    "truncated": lambda folder: (folder / "tokens.npy").write_bytes((folder / "tokens.npy").read_bytes()[:-7]),
-    "emptied": lambda folder: (folder / "tokens.npy").write_bytes(b""),
-    "deleted": lambda folder: (folder / "tokens.npy").unlink(),
-    "another type": lambda folder: np.save(folder / "tokens.npy", np.zeros(10)),
-    "an archive": lambda folder: np.savez((folder / "tokens.npy").open("wb"), a=np.zeros(3)),
-    "a pickle": lambda folder: np.save(folder / "tokens.npy", np.array([{}]), allow_pickle=True),
-    "description garbled": lambda folder: (folder / "meta.json").write_text("{"),
-    "description not text": lambda folder: (folder / "meta.json").write_bytes(b"\xff\xfe\x00"),
-    "description a list": lambda folder: (folder / "meta.json").write_text("[]"),
-    "description deleted": lambda folder: (folder / "meta.json").unlink(),
-    "checksum changed": edit(sha256="0" * 64),
-    "count changed": edit(num_tokens="many"),
-    "of another corpus": edit(corpus="fineweb"),
+    "flipped byte": lambda folder: flip_a_byte(folder / SHARD),
+    "truncated": lambda folder: (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-7]),
+    "emptied": lambda folder: (folder / SHARD).write_bytes(b""),
+    "deleted": lambda folder: (folder / SHARD).unlink(),
+    "another split's": lambda folder: (folder / SHARD).write_bytes((folder / "val_000000.bin").read_bytes()),
+    "a pickle": lambda folder: np.save((folder / SHARD).open("wb"), np.array([{}]), allow_pickle=True),
+    "description flipped": lambda folder: flip_a_byte(folder / "dataset.json"),
+    "description garbled": lambda folder: (folder / "dataset.json").write_text("{"),
+    "description not text": lambda folder: (folder / "dataset.json").write_bytes(b"\xff\xfe\x00"),
+    "description a list": lambda folder: (folder / "dataset.json").write_text("[]"),
+    "tokenizer flipped": lambda folder: flip_a_byte(folder / "tokenizer.json"),
+    "tokenizer deleted": lambda folder: (folder / "tokenizer.json").unlink(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_damaged_cache_is_noticed_and_made_again(small, tmp_path, damage):
+def test_damage_is_noticed_and_made_again(small, tmp_path, damage):
     first = load_tokens(300, corpora=tmp_path)
     (folder,) = (tmp_path / "stdlib").iterdir()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     damage(folder)
     lines = []
     again = load_tokens(300, corpora=tmp_path, progress=lines.append)
-    assert "damaged" in lines[0] and folder.name in lines[0]
+    assert folder.name in lines[0] and "again" in lines[0]
     assert np.array_equal(again.tokens, first.tokens) and again.info == first.info
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     lines.clear()
     assert np.array_equal(load_tokens(300, corpora=tmp_path, progress=lines.append).tokens, first.tokens)
     assert not lines
 
 
-def test_a_full_disk_leaves_nothing_behind(small, tmp_path, monkeypatch):
-    def full(file, *args, **kwargs):
-        file.write_bytes(b"half of it")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(tokens.np, "save", full)
-    with pytest.raises(OSError, match="No space left"):
-        load_tokens(300, corpora=tmp_path)
-    assert list((tmp_path / "stdlib").iterdir()) == []
-
-
-def test_another_process_that_was_faster_is_no_error(small, tmp_path, monkeypatch):
-    first = load_tokens(300, corpora=tmp_path / "theirs")
-    (theirs,) = (tmp_path / "theirs" / "stdlib").iterdir()
-    save = np.save
-
-    def slow(file, array):
-        save(file, array)
-        target = tmp_path / "ours" / "stdlib" / theirs.name
-        if not target.exists():
-            theirs.rename(target)
-
-    monkeypatch.setattr(tokens.np, "save", slow)
-    ours = load_tokens(300, corpora=tmp_path / "ours")
-    assert np.array_equal(ours.tokens, first.tokens)
-    assert [folder.name for folder in (tmp_path / "ours" / "stdlib").iterdir()] == [theirs.name]
+def test_a_deleted_description_is_a_preparation_that_was_cut_off(small, tmp_path):
+    first = load_tokens(300, corpora=tmp_path)
+    (folder,) = (tmp_path / "stdlib").iterdir()
+    (folder / "dataset.json").unlink()
+    assert load_tokens(300, corpora=tmp_path).info == first.info
 
 
 def test_the_whole_library_through_whatever_is_installed(tmp_path):
@@ -144,7 +119,7 @@ def test_the_whole_library_through_whatever_is_installed(tmp_path):
     source = load_tokens(8192, corpora=tmp_path, progress=lines.append)
     assert source.info["num_tokens"] == len(source.tokens) > 1_000_000
     assert source.tokens.max() < source.info["tokenizer_vocab_size"] <= 8192
-    assert source.info["tokenizer"] in lines[0]
+    assert "8192" in lines[0] and f"{len(source.tokens):,} tokens" in lines[-1]
     assert load_tokens(8192, corpora=tmp_path / "again").info == source.info, "the same text, tokenizer and ids"
 
 
