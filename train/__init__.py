@@ -1,0 +1,1 @@
+"""A full run: recipe, loop, checkpoints, what is shown and kept of it."""
