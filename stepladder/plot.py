@@ -1,4 +1,4 @@
-"""`stepladder plot`: redraws charts and the README's tables from records; needs no torch."""
+"""`stepladder plot`: redraws charts and the README's tables from records, or the loss curve of runs; needs no torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +10,41 @@ RECORDS, GALLERY, README = ROOT / "results" / "records", ROOT / "plots" / "galle
 
 
 def plot(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN", help="Folders of training runs, e.g. runs/nano.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="NAME", help="Only this device (a folder of records).")] = None,
     results_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A folder given to pytest --benchmark --results-dir.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where a run's chart goes, instead of the run's own folder.")
+    ] = None,
 ) -> None:
-    """Redraw all charts from the records; the README's tables too when they are this repository's own."""
+    """Redraw all charts from the records, or draw the loss curve of training runs.
+
+    One RUN gets loss.png and loss.svg in its folder. Several are drawn over each other, in the current folder.
+    Without RUN all charts of the records are drawn again; the README's tables too when they are this repository's own.
+    """
+    if runs:
+        if device is not None or results_dir is not None:
+            option = "--device" if device is not None else "--results-dir"
+            raise ValueError(f"{option} is about records, and RUN {str(runs[0])!r} is a run; give one or the other")
+        draw_runs(runs, out)
+    elif out is not None:
+        raise ValueError(f"--out {str(out)!r} is for the chart of a run; give a RUN, or --results-dir for records")
+    else:
+        draw_records(device, results_dir)
+
+
+def draw_runs(runs: list[Path], out: Path | None) -> None:
+    from plots.run import save_run
+
+    for path in save_run(runs, out):
+        typer.echo(path)
+
+
+def draw_records(device: str | None, results_dir: Path | None) -> None:
     from plots.gallery import draw
     from plots.readme import update
     from results import load_all
