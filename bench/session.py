@@ -7,9 +7,10 @@ Ctrl-C ends it early and keeps what was measured.
 import random
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -18,11 +19,13 @@ from bench.launch import ROOT, Launcher, Outcome, Worker
 from bench.plan import BASELINE, BASELINE_AGAIN, Plan
 from bench.roofline import roofline
 from data.tokens import TokenSource, batches
-from hardware import capture, datasheet_peaks
+from hardware import Device, capture, datasheet_peaks
 from model.flops import flops_per_token, num_parameters
 from optim_ladder import Place, Settings, Workload, derive
 from results import SCHEMA_VERSION, Measurement, Parity, Record, Step, Trial
 from results.schema import from_dict
+
+T = TypeVar("T")
 
 PEAKS_BUDGET_S = 5.0
 NUM_BATCHES = max(parity.NUM_STEPS, 8)  # per step, resident on the device; trials cycle through them
@@ -191,10 +194,7 @@ class Session:
                 name, self.progress[name], "trial", turns=len(places) > 1, trial=trial, position=position
             )
         self.reporter.working(f"trial {trial + 1}/{self.plan.schedule.num_trials}: {len(places)} settings in turn")
-        rng = random.Random(f"{self.plan.seed} {trial}")
-        while waiting := [worker for worker in workers.values() if worker.waiting]:
-            for worker in rng.sample(waiting, len(waiting)):
-                worker.advance()
+        take_turns(workers.values(), random.Random(f"{self.plan.seed} {trial}"))
         for name, worker in workers.items():
             p, outcome = self.progress[name], worker.outcome
             if outcome.status == "ok":
@@ -205,23 +205,11 @@ class Session:
             self.reporter.done(f"trial {trial + 1} of {name}", describe_trial(p))
 
     def _groups(self, places: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
-        """Which settings of a trial run side by side: all whose processes fit half the memory of a CPU; one on a GPU.
+        def memory_bytes(place: tuple[int, str]) -> int:
+            p = self.progress[place[1]]
+            return p.peak_memory_bytes * p.settings.workload.world_size
 
-        What else runs on a CPU slows it for seconds at a time. Blocks in turn spread every setting over the whole trial.
-        A GPU is ours alone, and its memory is for one.
-        """
-        if self.plan.device.kind != "cpu":
-            return [[place] for place in places]
-        groups: list[list[tuple[int, str]]] = []
-        room = 0.0
-        for place in places:
-            needs = self.progress[place[1]].peak_memory_bytes * self.progress[place[1]].settings.workload.world_size
-            if not groups or needs > room:
-                groups.append([])
-                room = self.plan.device.memory_bytes / 2
-            groups[-1].append(place)
-            room -= needs
-        return groups
+        return side_by_side(places, memory_bytes, self.plan.device)
 
     # -- running workers ---------------------------------------------------------------------------------------------
 
@@ -327,6 +315,34 @@ def visiting_orders(names: list[str], num_trials: int, seed: int) -> list[list[s
     for trial in range(num_trials):
         orders.append(orders[-1][::-1] if trial % 2 else rng.sample(names, len(names)))
     return orders
+
+
+def side_by_side(places: Iterable[T], memory_bytes: Callable[[T], int], device: Device) -> list[list[T]]:
+    """Which places of a trial run at once: all whose processes fit half the memory of a CPU; one on a GPU.
+
+    What else runs on a CPU slows it for seconds at a time. Blocks in turn spread every setting over the whole trial.
+    A GPU is ours alone, and its memory is for one.
+    """
+    if device.kind != "cpu":
+        return [[place] for place in places]
+    groups: list[list[T]] = []
+    room = 0.0
+    for place in places:
+        needs = memory_bytes(place)
+        if not groups or needs > room:
+            groups.append([])
+            room = device.memory_bytes / 2
+        groups[-1].append(place)
+        room -= needs
+    return groups
+
+
+def take_turns(workers: Iterable[Worker], rng: random.Random) -> None:
+    """Lets the workers go on block by block, in a new random order every round, until none waits for another turn."""
+    workers = list(workers)
+    while waiting := [worker for worker in workers if worker.waiting]:
+        for worker in rng.sample(waiting, len(waiting)):
+            worker.advance()
 
 
 def to_step(place: Place) -> Step:
