@@ -4,17 +4,20 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: bench test live venv
+.PHONY: bench test live soak venv
 .DELETE_ON_ERROR:
 
 bench: venv  ## measure this machine's ladder, write the record and the charts, print the table
 	$(RUN) -m pytest --benchmark $(ARGS)
 
 test: venv  ## all tests
-	$(RUN) -m pytest -m "not live" $(ARGS)
+	$(RUN) -m pytest -m "not live and not soak" $(ARGS)
 
 live: venv  ## the harness tested by measuring for real: a quarter of an hour
 	$(RUN) -m pytest -m live -s $(ARGS)
+
+soak: venv  ## kills, mutations and long runs: half an hour
+	$(RUN) -m pytest -m soak -s $(ARGS)
 
 venv: $(VENV)/installed  ## the environment, in .venv
 

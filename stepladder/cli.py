@@ -14,8 +14,17 @@ import typer
 from stepladder.compare import compare
 from stepladder.ladder import ladder
 from stepladder.plot import plot
+from stepladder.prepare import prepare
+from stepladder.tokenizer import app as tokenizer
+from stepladder.train import train
+from stepladder.tune import tune
 
-COMMANDS = {"ladder": ladder, "plot": plot, "compare": compare}
+COMMANDS = {
+    "ladder": ladder, "prepare": prepare, "tune": tune, "train": train, "plot": plot, "compare": compare,
+}  # fmt: skip
+GROUPS = {"tokenizer": tokenizer}
+# Arguments of the form --no-RUNG are read by the command itself.
+PASSED_ON = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
 app = typer.Typer(
     name="stepladder",
@@ -25,7 +34,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, context_settings=PASSED_ON.get(name))(command)
+for name, group in GROUPS.items():
+    app.add_typer(group, name=name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # `stepladder … | head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        if getattr(error, "relayed", False):  # the process that met it says it
+            return 2
         return fail(str(error))
     except KeyboardInterrupt:
         return 130
@@ -58,8 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def fail(message: str) -> int:
     one_line = " ".join(message.split())
     if match := re.match(r"No such command '(.*?)'", one_line):
-        near = difflib.get_close_matches(match[1], COMMANDS, n=1)
+        known = [*COMMANDS, *GROUPS]
+        near = difflib.get_close_matches(match[1], known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        one_line = f"unknown command {match[1]!r}: {hint}choose from {', '.join(COMMANDS)}"
+        one_line = f"unknown command {match[1]!r}: {hint}choose from {', '.join(known)}"
     print(f"error: {one_line}", file=sys.stderr)
     return 2

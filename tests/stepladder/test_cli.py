@@ -94,7 +94,7 @@ def test_plot_draws_and_says_what_it_skipped(capsys, records: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["lader"], "error: unknown command 'lader': did you mean 'ladder'? choose from ladder, plot, compare"),
+        (["lader"], "error: unknown command 'lader': did you mean 'ladder'? choose from ladder, prepare, tune, train, plot, compare, tokenizer"),
         (["ladder", "--explain", "flsh"], "error: unknown rung 'flsh': did you mean 'flash'?"),
         (["ladder", "--profile", "a31"], "error: unknown profile 'a31': did you mean 'a30'?"),
         (["ladder", "--device", "tpu"], "error: kind is 'tpu'; choose one of cuda, mps, cpu"),

@@ -1,0 +1,144 @@
+"""`stepladder train`: a full run, with the rungs that were measured; under torchrun on many GPUs."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from train.run import Outcome
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS, CORPORA, RUNS, RECIPES = ROOT / "results" / "records", ROOT / "corpora", ROOT / "runs", ROOT / "recipes"
+
+# The recipe that a model's name alone stands for.
+DEFAULT_RECIPES = {"gpt2": "stdlib-nano", "char-bigram": "char-bigram", "char-transformer": "char-transformer"}
+
+OPTIONS = ("--recipe", "--best", "--rungs", "--steps", "--run-dir", "--resume", "--set", "--device", "--corpora")
+
+
+def train(
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(help=f"{', '.join(DEFAULT_RECIPES)}: takes that model's default recipe.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A complete run as TOML; those of the project are in recipes/.")
+    ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The rungs that measured best on this device.")] = False,
+    rungs: Annotated[str | None, typer.Option(metavar="A,B", help="Exactly these rungs; default: all that can run.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Optimizer steps in all.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the run goes; default: runs/<recipe>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the run's folder.")] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Overrides a key of the recipe; repeatable.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(metavar="KIND", help="cuda, mps or cpu instead of the best there is.")] = None,
+    corpora: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Where prepared data is kept; default: corpora/.")] = CORPORA,
+) -> None:
+    """Train a model from a recipe. --no-RUNG (e.g. --no-flash) leaves a rung out.
+
+    Several GPUs: torchrun --standalone --nproc_per_node=8 -m stepladder train …
+    """
+    from hardware import detect
+    from results import load_all
+    from stepladder.tune import tuned_micro_batch
+    from train.loop import Diverged
+    from train.recipe import load
+    from train.run import RECIPE, Request
+    from train.run import train as run
+
+    without = [_left_out(argument) for argument in context.args]
+    if best and rungs is not None:
+        raise ValueError("--best and --rungs both say which rungs to use; give one of them")
+    overrides = list(settings or [])
+    overrides += [f"train.steps={steps}"] if steps is not None else []
+    overrides += [f"train.rungs={rungs}"] if rungs is not None else []
+    source = recipe or (_default_recipe(model) if model or not resume else None)
+    if run_dir is None and source is None:
+        raise ValueError("--resume needs the run to go on with: add --run-dir runs/NAME")
+    run_dir = run_dir or RUNS / source.stem
+    if resume and recipe is None and (run_dir / RECIPE).exists():
+        source = run_dir / RECIPE  # as the run began, overrides included
+    if source is None:
+        raise ValueError(f"{run_dir} holds no run to resume; begin one by naming a model or a --recipe")
+    console = Console()
+    here = detect(device)
+    records, _ = load_all(RECORDS, here.slug)
+    request = Request(
+        recipe=load(source, overrides),
+        device=here,
+        run_dir=run_dir,
+        corpora=corpora,
+        records=records,
+        resume=resume,
+        best=best,
+        without=without,
+        tuned=lambda found: tuned_micro_batch(here, found, RUNS),
+    )
+    first = int(os.environ.get("RANK", 0)) == 0
+    try:
+        outcome = run(request, console)
+    except Diverged:
+        if first:
+            _draw(console, run_dir)
+        raise
+    if first:
+        _conclude(console, outcome, resume_line(run_dir, best, rungs, without))
+        _draw(console, run_dir)
+    raise typer.Exit(outcome.exit_code)
+
+
+def resume_line(run_dir: Path, best: bool, rungs: str | None, without: list[str]) -> str:
+    """The command that goes on with a run, the same rungs included."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    start = f"torchrun --standalone --nproc_per_node={processes} -m stepladder" if "RANK" in os.environ else "stepladder"
+    more = ["--best"] if best else []
+    more += ["--rungs", rungs] if rungs is not None else []
+    more += [f"--no-{name}" for name in without]
+    return " ".join([start, "train", "--resume", "--run-dir", shlex.quote(str(run_dir)), *more])
+
+
+def _left_out(argument: str) -> str:
+    """The rung that --no-RUNG leaves out.
+
+    Raises:
+        ValueError: it is no such option.
+    """
+    from optim_ladder import LADDER, unknown
+
+    options = {f"--no-{r.name}": r.name for r in LADDER}
+    if (name := argument.replace("_", "-")) in (known := {option.replace("_", "-"): rung for option, rung in options.items()}):
+        return known[name]
+    raise unknown("argument", argument, [*OPTIONS, *options])
+
+
+def _default_recipe(model: str | None) -> Path:
+    from optim_ladder import unknown
+
+    if model is None:
+        raise ValueError(f"nothing to train: name a model ({', '.join(DEFAULT_RECIPES)}) or give --recipe FILE")
+    if model not in DEFAULT_RECIPES:
+        raise unknown("model", model, DEFAULT_RECIPES)
+    return RECIPES / f"{DEFAULT_RECIPES[model]}.toml"
+
+
+def _conclude(console: Console, outcome: "Outcome", resume: str) -> None:
+    speed = f"{outcome.tokens_per_second:,.0f} tokens/s" if outcome.tokens_per_second else "no step taken"
+    loss = f", validation loss {outcome.validation_loss:.4f}" if outcome.validation_loss is not None else ""
+    console.print(f"{outcome.reason} at step {outcome.step:,}: {speed}{loss}", soft_wrap=True)
+    if outcome.reason != "finished":
+        console.print(f"go on with: {resume}", soft_wrap=True)
+
+
+def _draw(console: Console, run_dir: Path) -> None:
+    """The loss curve, where there is something to draw; that it cannot be drawn loses nothing of the run."""
+    from plots.run import save_run
+
+    try:
+        console.print(f"loss curve: {save_run([run_dir])[0]}", soft_wrap=True)
+    except ValueError as error:
+        console.print(f"no loss curve: {error}", soft_wrap=True)

@@ -1,0 +1,130 @@
+"""Several processes train as one: the same numbers, the same decisions, and none waits for ever for another."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.train import tiny
+from tests.train.test_kills import finish, kill_group, killed_again_and_again, started, until_step, whole  # noqa: F401
+
+SHORT = {"train.steps": 12, "checkpoints.every": 6, "validation.every": 6, "samples.every": 0}
+
+
+def flags(changes: dict) -> list[str]:
+    return [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+
+
+def of(process) -> list[psutil.Process]:
+    """torchrun's workers in order of rank."""
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "stepladder" in " ".join(p.cmdline())]
+    return sorted(workers, key=lambda p: int(p.environ()["RANK"]))
+
+
+def trained(folder: Path, name: str, changes: dict, started: list, processes: int) -> Path:  # noqa: F811
+    process = tiny.start(
+        tiny.command(folder, "--run-dir", str(folder / name), *flags({**SHORT, **changes}), processes=processes)
+    )
+    started.append(process)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return folder / name
+
+
+def test_two_processes_are_one_with_twice_the_accumulation(tmp_path: Path, started: list) -> None:  # noqa: F811
+    """The same masks of dropout too: they hang on the micro-batch, not on the process."""
+    changes = {**SHORT, "train.micro_batch": 2, "model.dropout": 0.2}
+    tiny.run(tmp_path, "one", changes)  # 2 accumulated
+    two = trained(tmp_path, "two", changes, started, 2)
+    one_losses, two_losses = tiny.losses(tmp_path / "one"), tiny.losses(two)
+    assert one_losses.keys() == two_losses.keys()
+    for step, loss in one_losses.items():
+        assert two_losses[step] == pytest.approx(loss, abs=1e-5)
+    for one, two_val in zip(tiny.rows(tmp_path / "one", "val"), tiny.rows(two, "val"), strict=True):
+        assert two_val["loss"] == pytest.approx(one["loss"], abs=1e-5) and two_val["tokens"] == one["tokens"]
+
+
+def test_unequal_processes_weigh_their_tokens(tmp_path: Path, started: list) -> None:  # noqa: F811
+    """Three sequences on one, one on the other: the same mean over tokens as four on one."""
+    tiny.run(tmp_path, "one", {**SHORT, "train.micro_batch": 4})
+    two = trained(tmp_path, "two", {"train.micro_batches": "[3,1]"}, started, 2)
+    for step, loss in tiny.losses(tmp_path / "one").items():
+        assert tiny.losses(two)[step] == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_change_of_world_size_sees_the_same_batches(tmp_path: Path, started: list) -> None:  # noqa: F811
+    """Begun by two, gone on with by one."""
+    changes = {**SHORT, "train.micro_batch": 2}
+    tiny.run(tmp_path, "one", changes)
+    process = tiny.start(
+        tiny.command(tmp_path, "--run-dir", str(tmp_path / "two"), *flags(changes), processes=2)
+    )
+    started.append(process)
+    assert until_step(process, tmp_path / "two", 4)
+    of(process)[1].send_signal(signal.SIGTERM)  # one of the two is told, both leave
+    output = finish(process)
+    stop = tiny.rows(tmp_path / "two", "stop")[-1]
+    assert stop["reason"] == "SIGTERM" and stop["step"] < 12, output
+    assert "go on with: torchrun" in output
+    tiny.run(tmp_path, "two", changes, resume=True)
+    expected = tiny.losses(tmp_path / "one")
+    assert tiny.losses(tmp_path / "two") == pytest.approx(expected, abs=1e-5)
+
+
+def test_torchrun_starts_a_killed_process_again(tmp_path: Path, whole: Path, started: list) -> None:  # noqa: F811
+    """A worker is killed; torchrun restarts both, and the curve is that of an undisturbed run of two."""
+    changes = {**SHORT, "train.steps": 16, "checkpoints.every": 3, "train.micro_batch": 2}
+    undisturbed = trained(tmp_path, "undisturbed", changes, started, 2)
+    run_dir = tmp_path / "run"
+    process = tiny.start(
+        tiny.command(tmp_path, "--run-dir", str(run_dir), *flags(changes), processes=2, restarts=2)
+    )
+    started.append(process)
+    assert until_step(process, run_dir, 7)
+    of(process)[1].kill()
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert tiny.losses(run_dir) == tiny.losses(undisturbed)
+    assert tiny.weights(run_dir, 16) == tiny.weights(undisturbed, 16)
+    assert any(row["resumed"] for row in tiny.rows(run_dir, "start"))
+
+
+@pytest.mark.soak
+def test_two_processes_killed_ten_times(tmp_path: Path, started: list) -> None:  # noqa: F811
+    alive = killed_again_and_again(tmp_path, 10, random.Random(3), started, processes=2)
+    whole_dir = trained(tmp_path, "whole", {"train.steps": 60, "checkpoints.every": 4, "validation.every": 20, "samples.every": 30}, started, 2)
+    assert tiny.losses(tmp_path / "run") == tiny.losses(whole_dir)
+    assert tiny.weights(tmp_path / "run", 60) == tiny.weights(whole_dir, 60)
+    print(f"\n{alive} kills of two living processes")
+
+
+def test_a_process_that_stops_is_named(tmp_path: Path, started: list) -> None:  # noqa: F811
+    run_dir = tmp_path / "run"
+    changes = {**SHORT, "train.steps": 100000, "train.time_limit_s": 3, "train.micro_batch": 2}
+    process = tiny.start(tiny.command(tmp_path, "--run-dir", str(run_dir), *flags(changes), processes=2))
+    started.append(process)
+    assert until_step(process, run_dir, 3)
+    stopped = of(process)[1]
+    stopped.suspend()
+    begun, others = time.monotonic(), of(process)[0]
+    others.wait(timeout=30)
+    assert time.monotonic() - begun < 15
+    stopped.kill()
+    kill_group(process, signal.SIGTERM)
+    output = finish(process)
+    assert "rank 0 has waited 3 s" in output and "rank 1 has been silent" in output, output
+    assert "train/loop.py" in (run_dir / "stacks" / "rank-0.txt").read_text()
+
+
+def test_an_error_of_the_first_process_is_said_once(tmp_path: Path, started: list) -> None:  # noqa: F811
+    process = tiny.start(
+        tiny.command(tmp_path, "--run-dir", str(tmp_path / "x"), "--set", "data.corpus=absent.txt", processes=2)
+    )
+    started.append(process)
+    output = finish(process)
+    assert process.returncode != 0 and output.count("error: ") == 1 and "absent.txt" in output, output
+    assert os.listdir(tmp_path / "x") == [".lock"]

@@ -1,0 +1,117 @@
+"""Recipes: the ones that come with the project are whole, and whatever is wrong with one is said in a line."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import MODELS
+from optim_ladder import LADDER
+from train.recipe import Recipe, fixed_part, load
+from train.schedule import learning_rate
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.toml"))
+NANO = next(path for path in RECIPES if path.stem == "stdlib-nano")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_whole_and_survives_writing(path: Path, tmp_path: Path) -> None:
+    recipe = load(path)
+    assert recipe.model.name in MODELS
+    assert recipe.train.tokens_per_step % recipe.train.seq_len == 0
+    (tmp_path / "again.toml").write_text(recipe.to_toml())
+    assert load(tmp_path / "again.toml") == recipe
+
+
+def test_the_published_numbers_of_fineweb() -> None:
+    t = load(next(path for path in RECIPES if path.stem == "fineweb-edu-10b")).train
+    assert (t.tokens_per_step, t.steps, t.warmup_steps) == (524_288, 19_073, 715)
+    assert (t.learning_rate, t.min_learning_rate, t.weight_decay, t.clip, t.beta2) == (6e-4, 6e-5, 0.1, 1.0, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=3", "unknown key in recipe section .train.: 'step': did you mean 'steps'"),
+        ("trian.steps=3", "unknown recipe section 'trian': did you mean 'train'"),
+        ("train.steps=many", "train.steps is 'many'; it must be an int"),
+        ("train.steps=0", "train.steps is 0; it must be at least 1"),
+        ("train.steps=true", "train.steps is True; it must be an int"),
+        ("train.learning_rate=inf", "train.learning_rate is inf; it must be a float"),
+        ("train.learning_rate=-1", "train.learning_rate is -1.0; it must be positive"),
+        ("train.min_learning_rate=1", "min_learning_rate is 1.0, above learning_rate=0.001"),
+        ("train.beta2=1", "train.beta2 is 1.0; it must lie in"),
+        ("train.micro_batches=[4,0]", "every process needs at least 1 sequence"),
+        ("model.dropout=1", "model.dropout is 1.0; it must lie in"),
+        ("train", "'train' is no setting; write section.key=value"),
+        ("checkpoints.keep=0", "checkpoints.keep is 0; it must be at least 1"),
+    ],
+)
+def test_a_wrong_key_or_value_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        load(NANO, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_are_typed() -> None:
+    recipe = load(NANO, ["train.rungs=bf16,flash", "train.clip=2", "data.corpus=my text.txt", "watch.tensorboard=true"])
+    assert recipe.train.rungs == ["bf16", "flash"] and recipe.train.clip == 2.0
+    assert recipe.data.corpus == "my text.txt" and recipe.watch.tensorboard is True
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data\n", "is not TOML"),
+        ("", r"has no section \[data\]"),
+        ('data = "stdlib"', "recipe section 'data' is 'stdlib'; write .data. and its keys below it"),
+        ('[data]\ncorpus = "stdlib"', "lacks data.tokenizer"),
+    ],
+)
+def test_a_file_that_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "r.toml")
+    with pytest.raises(ValueError, match="no recipe"):
+        load(tmp_path / "absent.toml")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["data", "model", "train", "validation", "other"]),
+        st.one_of(
+            st.integers(),
+            st.dictionaries(
+                st.sampled_from(["corpus", "tokenizer", "name", "steps", "seq_len", "tokens_per_step", "clip", "x"]),
+                st.one_of(st.integers(), st.floats(), st.text(), st.booleans(), st.lists(st.integers())),
+            ),
+        ),
+    )
+)
+def test_any_configuration_is_taken_or_refused_in_our_own_words(sections: dict) -> None:
+    try:
+        recipe = Recipe.from_dict(sections)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        assert Recipe.from_dict(tomllib.loads(recipe.to_toml())) == recipe
+
+
+def test_what_may_change_when_a_run_goes_on() -> None:
+    recipe = load(NANO)
+    for free in ("train.steps=9", "train.micro_batch=2", "train.rungs=bf16", "validation.every=3", "watch.trackio=true"):
+        assert fixed_part(load(NANO, [free])) == fixed_part(recipe)
+    for fixed in ("train.seed=9", "train.seq_len=128", "data.corpus=x", "model.name=mini", "train.tokens_per_step=8192"):
+        assert fixed_part(load(NANO, [fixed])) != fixed_part(recipe)
+
+
+def test_the_schedule_warms_up_then_falls_along_a_cosine() -> None:
+    t = load(NANO, ["train.steps=110", "train.warmup_steps=9", "train.learning_rate=1.0", "train.min_learning_rate=0.2"]).train
+    rates = [learning_rate(step, t) for step in range(t.steps)]
+    assert rates[0] == pytest.approx(0.1) and rates[8] == pytest.approx(0.9) and rates[9] == 1.0
+    assert rates[-1] == pytest.approx(0.2) and rates[59] == pytest.approx(0.6, abs=0.01)
+    assert all(a > b for a, b in zip(rates[9:], rates[10:], strict=False))
+    one = load(NANO, ["train.steps=1", "train.warmup_steps=0"]).train
+    assert learning_rate(0, one) == one.learning_rate

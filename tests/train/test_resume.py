@@ -1,0 +1,160 @@
+"""A run that was stopped goes on as if it had not been: the same losses bit by bit, the same weights."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train import tiny
+from train import loop
+from train.watch import Watch
+
+
+@pytest.fixture
+def signal_at(monkeypatch: pytest.MonkeyPatch):
+    """Sends this process a signal when a step's numbers are read."""
+
+    def plant(step: int, signum: int = signal.SIGTERM) -> None:
+        real = Watch.step
+
+        def step_and_signal(self: Watch, **row: Any) -> None:
+            real(self, **row)
+            if row["step"] == step:
+                os.kill(os.getpid(), signum)
+
+        monkeypatch.setattr(Watch, "step", step_and_signal)
+
+    yield plant
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory):
+    """Runs that nothing disturbed, by their changes to the tiny recipe."""
+    done: dict[str, Path] = {}
+
+    def get(changes: dict[str, Any]) -> Path:
+        key = json.dumps(changes, sort_keys=True)
+        if key not in done:
+            folder = tmp_path_factory.mktemp("whole")
+            tiny.run(folder, changes=changes)
+            done[key] = folder / "run"
+        return done[key]
+
+    return get
+
+
+STEPS = {"train.steps": 45}
+CASES = {
+    "plain": {**STEPS},
+    "accumulating": {**STEPS, "train.micro_batch": 1},
+    "with dropout": {**STEPS, "model.dropout": 0.2},
+    "accumulating with dropout": {**STEPS, "model.dropout": 0.2, "train.micro_batch": 1},
+    "across epochs": {**STEPS, "train.tokens_per_step": 256, "train.micro_batch": 16},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("at", "sign"), [(7, signal.SIGTERM), (20, signal.SIGUSR1)], ids=["7", "20"])
+def test_the_curve_is_the_same_bit_by_bit(changes, at, sign, tmp_path: Path, whole, signal_at, monkeypatch) -> None:
+    signal_at(at, sign)
+    outcome = tiny.run(tmp_path, changes=changes)
+    assert (outcome.reason, outcome.step, outcome.exit_code) == (sign.name, at, 128 + sign)
+    monkeypatch.undo()
+    assert tiny.run(tmp_path, changes=changes, resume=True).reason == "finished"
+    assert tiny.losses(tmp_path / "run") == tiny.losses(whole(changes))
+    assert tiny.weights(tmp_path / "run", 45) == tiny.weights(whole(changes), 45)
+    for kind in ("val", "sample"):
+        assert [r for r in tiny.rows(tmp_path / "run", kind)] == [r for r in tiny.rows(whole(changes), kind)]
+
+
+def test_the_epoch_case_does_cross_epochs(whole) -> None:
+    assert tiny.rows(whole(CASES["across epochs"]))[-1]["epoch"] > 3
+
+
+@pytest.mark.parametrize("during", ["validation", "sampling"])
+def test_a_stop_in_the_middle_of_something_else(during, tmp_path: Path, whole, monkeypatch) -> None:
+    """Validation and sampling are given up at once, and done when the run goes on; a best loss found then is kept."""
+    name = {"validation": "validation_loss", "sampling": "generate"}[during]
+    real = getattr(loop, name)
+
+    def signalled(*args: Any, **kwargs: Any):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, name, signalled)
+    outcome = tiny.run(tmp_path, changes=STEPS)
+    assert outcome.reason == "SIGUSR1" and outcome.step == (5 if during == "validation" else 10)
+    monkeypatch.undo()
+    tiny.run(tmp_path, changes=STEPS, resume=True)
+    assert tiny.losses(tmp_path / "run") == tiny.losses(whole(STEPS))
+    assert tiny.weights(tmp_path / "run", 45) == tiny.weights(whole(STEPS), 45)
+    for kind in ("val", "sample"):
+        assert tiny.rows(tmp_path / "run", kind) == tiny.rows(whole(STEPS), kind)
+    best = min(tiny.rows(whole(STEPS), "val"), key=lambda row: row["loss"])["step"]
+    assert (tmp_path / "run" / "checkpoints" / "best").read_text().startswith(f"step-{best:08d}")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    tiny.run(tmp_path)
+    before = tiny.weights(tmp_path / "run", 20), tiny.losses(tmp_path / "run")
+    outcome = tiny.run(tmp_path, resume=True)
+    assert (outcome.reason, outcome.step) == ("finished", 20)
+    assert (tiny.weights(tmp_path / "run", 20), tiny.losses(tmp_path / "run")) == before
+
+
+def test_resuming_where_nothing_is_begins(tmp_path: Path) -> None:
+    assert tiny.run(tmp_path, resume=True).step == 20
+
+
+def test_a_run_is_not_begun_over_another(tmp_path: Path) -> None:
+    tiny.run(tmp_path)
+    with pytest.raises(ValueError, match="already holds a run; go on with --resume"):
+        tiny.run(tmp_path)
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, signal_at, monkeypatch, whole) -> None:
+    signal_at(12)
+    tiny.run(tmp_path, changes=STEPS)
+    monkeypatch.undo()
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000012" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+    tiny.run(tmp_path, changes=STEPS, resume=True)  # from step 10
+    assert tiny.losses(tmp_path / "run") == tiny.losses(whole(STEPS))
+    assert tiny.weights(tmp_path / "run", 45) == tiny.weights(whole(STEPS), 45)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.seed": 7}, "train.seed is 7, but the run began with 1337"),
+        ({"model.name": "mini"}, "model.name is 'mini', but the run began with 'pico'"),
+        ({"data.tokenizer": "bytes"}, "data.tokenizer is 'bytes', but the run began with 'char'"),
+        ({"train.seq_len": 32}, "train.seq_len is 32, but the run began with 16"),
+    ],
+)
+def test_what_cannot_be_the_same_run_is_refused(changes, message, tmp_path: Path) -> None:
+    tiny.run(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        tiny.run(tmp_path, changes=changes, resume=True)
+
+
+def test_a_text_that_has_changed_is_refused(tmp_path: Path) -> None:
+    tiny.run(tmp_path)
+    tiny.text_file(tmp_path).write_text(tiny.TEXT.replace("duck", "Duck"))
+    with pytest.raises(ValueError, match="is not the one the run began with"):
+        tiny.run(tmp_path, resume=True)
+
+
+def test_a_run_can_go_on_with_other_rungs_and_for_longer(tmp_path: Path, signal_at, monkeypatch, whole) -> None:
+    """Not bit by bit any more, but the same batches: the losses stay within rounding."""
+    signal_at(20)
+    tiny.run(tmp_path, changes=STEPS)
+    monkeypatch.undo()
+    changes = {**STEPS, "train.rungs": ["padded_vocab", "fused_adamw"], "train.micro_batch": 2}
+    tiny.run(tmp_path, changes=changes, resume=True)
+    expected = tiny.losses(whole(STEPS))
+    assert all(loss == pytest.approx(expected[step], abs=2e-3) for step, loss in tiny.losses(tmp_path / "run").items())
+    assert tiny.run(tmp_path, changes={**changes, "train.steps": 50}, resume=True).step == 50
