@@ -7,6 +7,9 @@ A run takes a fixed number of sequences per optimizer step, in micro-batches tha
     compare  those that came near the best: several trials of fresh processes in balanced order, and one size twice in each,
              whose distance from itself is the noise floor
 
+What else runs on a processor may slow a look there several times over. So a look that disappoints is taken again, and all
+sizes are compared: in turn, block by block, as on the ladder.
+
 Compared steps all take in the same number of sequences. Were each step one micro-batch, a small one would pay for an
 optimizer step every few sequences, as the run does not. A measured step may be a part of the run's, if that is long: the
 optimizer's share is then larger, by the same time per sequence for every size, so their order stays. It still has two
@@ -34,7 +37,7 @@ from results.schema import from_dict
 from results.stats import Effect, Estimate
 
 METHOD = (
-    "one look at each micro-batch; then, for those near the best, trials of fresh processes in balanced order, one size twice; "
+    "looks at each micro-batch; then, for those near the best, trials of fresh processes in balanced order, one size twice; "
     "every compared step takes in the same number of sequences; medians of blocks, ratios paired by trial, t-intervals; "
     "the smallest size that cannot be told from the fastest is chosen"
 )
@@ -170,7 +173,9 @@ class Tuner:
                 # The first size tells how long a sequence takes, and how many make a step long enough.
                 while b == 1 and c.look_ms and taken * c.look_ms < STEP_MS / 2 and taken < self._step([b]):
                     taken = self._look_at(c)
-                behind = behind + 1 if c.look_ms is None or c.look_ms > CLEARLY_SLOWER * self._best_look() else 0
+                if self._is_behind(c) and c.status == "ok" and self.question.device.kind == "cpu":
+                    self._look_at(c)
+                behind = behind + 1 if self._is_behind(c) else 0
                 if c.status in ("oom", "hung"):
                     stop = f"micro-batch {b} before it: {c.status}"
                 elif behind == 2:
@@ -180,8 +185,9 @@ class Tuner:
             reporter.done(f"micro-batch {b}", self._describe(c))
 
     def finalists(self) -> list[Candidate]:
-        """Those near the best look."""
-        return [c for c in self.candidates.values() if c.look_ms is not None and c.look_ms <= NEAR * self._best_look()]
+        """Those near the best look; on a processor, all."""
+        far = math.inf if self.question.device.kind == "cpu" else NEAR * self._best_look()
+        return [c for c in self.candidates.values() if c.look_ms is not None and c.look_ms <= far]
 
     def compare(self, reporter: Reporter) -> None:
         """Trials of the finalists; none where there is only one."""
@@ -241,10 +247,11 @@ class Tuner:
     # -- parts -------------------------------------------------------------------------------------------------------
 
     def _look_at(self, c: Candidate) -> int:
-        """Measures once; the sequences per step it took."""
+        """Measures once, and keeps the better of all looks; the sequences per step it took."""
         sequences = self._step([c.micro_batch])
         worker = self._start("look", c, sequences, timed_ms=LOOK_MS)
-        c.look_ms = c.take(worker.outcome, "look", sequences)
+        ms = c.take(worker.outcome, "look", sequences)
+        c.look_ms = ms and min(ms, c.look_ms or ms)
         return sequences
 
     def _trial(
@@ -303,6 +310,9 @@ class Tuner:
         enough = max(2 * max(sizes), STEP_MS / min(known) if known else 1)
         fits = (d for d in divisors(q.sequences) if d % math.lcm(*sizes) == 0 and d >= enough)
         return next(fits, q.sequences)
+
+    def _is_behind(self, c: Candidate) -> bool:
+        return c.look_ms is None or c.look_ms > CLEARLY_SLOWER * self._best_look()
 
     def _best_look(self) -> float:
         return min((c.look_ms for c in self.candidates.values() if c.look_ms), default=math.inf)

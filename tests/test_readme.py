@@ -1,6 +1,8 @@
 """The README and the gallery are what the committed records say, and what the README names exists."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from results import load_all
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+WIDE = {**os.environ, "COLUMNS": "200"}
 RECORDS = ROOT / "results" / "records"
 
 
@@ -40,6 +43,24 @@ def test_options_named_in_the_readme_exist() -> None:
     assert len(commands) >= 7
     for option in {option for line in commands for option in re.findall(r"--[a-z-]+", line.split("#")[0])}:
         assert re.search(rf"{option}\b", text), option
+
+
+def test_commands_named_in_the_readme_exist() -> None:
+    lines = re.findall(r"^(?:torchrun .* -m )?stepladder (.*)$", README, re.MULTILINE)
+    assert len(lines) >= 20
+    help_of: dict[str, str] = {}
+    for line in lines:
+        words = shlex.split(line.split("#")[0])
+        command = words[0]
+        if command not in help_of:
+            arguments = [sys.executable, "-m", "stepladder", *words[: 2 if command == "tokenizer" else 1], "--help"]
+            done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60, env=WIDE)
+            assert done.returncode == 0, line
+            help_of[command] = done.stdout
+        for option in [w for w in words if w.startswith("--") and not w.startswith("--no-")]:
+            assert re.search(rf"{option}\b", help_of[command]), line
+        for path in [w for w in words if w.startswith("recipes/")]:
+            assert (ROOT / path).exists(), line
 
 
 def test_make_targets_named_in_the_pages_exist() -> None:

@@ -137,12 +137,25 @@ def test_on_a_processor_what_would_not_fit_is_not_tried(tmp_path: Path) -> None:
 
 def test_on_a_processor_sizes_take_turns_and_trials_are_mirrored(tmp_path: Path) -> None:
     tuner, _ = tuned(tmp_path, best_at(8), device=CPU, memory_bytes=lambda b: 2**20)
-    assert {8, 4, 16} == {b for b, c in tuner.candidates.items() if len(c.trials) == 4}
+    assert [b for b, c in tuner.candidates.items() if len(c.trials) == 4] == [1, 2, 4, 8, 16, 32]  # near or not
     visits = tuner.launcher.visits
-    names = {"micro-batch-4-4", "micro-batch-8-8", "micro-batch-8-8-again", "micro-batch-16-16"}
-    assert set(visits[:4]) == set(visits[4:8]) == names
+    names = {f"micro-batch-{b}-{b}" for b in (1, 2, 4, 8, 16, 32)} | {"micro-batch-8-8-again"}
+    assert set(visits[:7]) == set(visits[7:14]) == names
     orders = [[n for n, job, _ in tuner.launcher.jobs if n in names and job["trial"] == t] for t in range(4)]
     assert orders[1] == orders[0][::-1] and orders[3] == orders[2][::-1]
+
+
+def test_on_a_processor_a_disturbed_look_loses_nothing(tmp_path: Path) -> None:
+    """The first two looks at the fastest size, and the first at the one after it, meet a neighbour that takes the processor."""
+    disturbed = iter([8.0, 8.0, 1.0])
+    looks = {8: disturbed, 16: iter([8.0, 1.0])}
+
+    def sequence_ms(b: int) -> float:
+        return best_at(8)(b) * next(looks.get(b, iter(())), 1.0)
+
+    tuner, _ = tuned(tmp_path, sequence_ms, device=CPU, memory_bytes=lambda b: 2**20)
+    assert tuner.candidates[8].look_ms > 50 and tuner.candidates[16].look_ms < 20
+    assert tuner.choose().micro_batch == 8
 
 
 def test_one_trial_is_indicative_and_trusts_the_noise_floor_alone(tmp_path: Path) -> None:
