@@ -94,7 +94,7 @@ def open_dataset(folder: Path) -> Dataset:
     info = describe(folder / "tokenizer.json", shards, **about)
     if info["tokenizer_file_sha256"] != said.get("tokenizer_file_sha256"):
         raise DatasetError(
-            f"{folder / 'tokenizer.json'} is damaged, or not the one that {place.name} tells of; prepare the dataset again"
+            f"{folder / 'tokenizer.json'} is damaged, or not the one that {place.name} lists; prepare the dataset again"
         )
     for split in SPLITS:
         for shard, entry in zip(info["shards"][split], said["shards"][split], strict=True):

@@ -146,7 +146,8 @@ class Worker:
     def __init__(self, tokenizer: Path) -> None:
         root = str(Path(__file__).resolve().parent.parent)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from data.encoding import serve; serve()", str(tokenizer.resolve())],
+            # -P: not from the folder that the user happens to be in, which may well have a "data" of its own
+            [sys.executable, "-P", "-c", "from data.encoding import serve; serve()", str(tokenizer.resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={

@@ -62,6 +62,8 @@ class Ranks:
         if self.world_size > 1:
             if self.device.kind == "cuda":
                 torch.cuda.set_device(self.local_rank)
+            if self.device.kind == "cpu":  # torchrun gives each one thread, whatever cores there are
+                torch.set_num_threads(max(1, self.device.count // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
             backend = "cpu:gloo,cuda:nccl" if self.device.kind == "cuda" else "gloo"
             # The watcher below is to speak first: it can name who is missing.
             limit = timedelta(seconds=2 * self.time_limit_s)

@@ -121,7 +121,7 @@ class Watch:
         elif kind == "checkpoint":
             took = f" · {fields['seconds']:.1f} s" if "seconds" in fields else ""
             self._say(step, f"saved {fields.get('path', 'a checkpoint')}{took}")
-        elif kind == "stop":
+        elif kind == "stop" and fields.get("reason") != "finished":
             self._say(step, f"stopped: {fields.get('reason', 'no reason given')}")
 
     def working(self, what: str) -> None:

@@ -1,5 +1,6 @@
 """Datasets: prepared the same by any number of processes, continued after any end, and refused when damaged."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,7 +18,8 @@ import numpy as np
 import psutil
 import pytest
 
-from data import encoding, prepare as preparing, tokenizers
+from data import encoding, stdlib, tokenizers
+from data import prepare as preparing
 from data.dataset import DatasetError, open_dataset, to_bytes
 from data.documents import Piece
 from data.encoding import Worker, encode_batch
@@ -553,3 +555,50 @@ def test_shards_are_read_by_header_alone_until_they_are_opened(tmp_path):
     assert read_header(path) == open_dataset(data.folder).shards("train")[1]
     with pytest.raises(ShardError, match="train_000001.bin"):
         open_dataset(data.folder).shards("train")[1].open()
+
+
+# -- how fast, in how much memory ------------------------------------------------------------------------------------
+
+LIBRARY = [text for _, text in stdlib.documents()]
+PARAGRAPHS = [part + "\n\n" for text in LIBRARY for part in text.split("\n\n")]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("documents", [LIBRARY, PARAGRAPHS], ids=["modules", "paragraphs"])
+def test_two_processes_are_half_again_as_fast_as_one_thread_of_tiktoken(tmp_path, monkeypatch, documents):
+    if not tokenizers.gpt2_at_hand():
+        pytest.skip("GPT-2's files are not in tiktoken's cache")
+    if encoding.num_workers() < 2 or psutil.cpu_percent(2.0) > 15:
+        pytest.skip("two cores are not free")
+    import tiktoken
+
+    monkeypatch.undo()  # batches of their usual size
+    encode = tiktoken.get_encoding("gpt2").encode_ordinary
+    texts = tuple(documents) * 8
+    num_bytes = sum(len(text.encode()) for text in texts)
+    ratios, peak, done = [], 0, threading.Event()
+
+    def watch():
+        nonlocal peak
+        own = psutil.Process()
+        while not done.wait(0.2):
+            with contextlib.suppress(psutil.Error):
+                peak = max(peak, sum(p.memory_full_info().uss for p in [own, *own.children(recursive=True)]))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    for trial in range(3):
+        began = time.perf_counter()
+        num_tokens = sum(len(encode(text)) + 1 for text in texts)
+        between = time.perf_counter()
+        data = prepare(Texts(train=texts), "gpt2", corpora=tmp_path / str(trial), workers=2)
+        ended = time.perf_counter()
+        assert data.info["num_tokens"]["train"] == num_tokens
+        ratios.append((between - began) / (ended - between))
+        speeds = num_bytes / 1e6 / (between - began), num_bytes / 1e6 / (ended - between)
+        print(f"\n{speeds[0]:.1f} MB/s one thread, {speeds[1]:.1f} MB/s prepared: {ratios[-1]:.2f} ×", end="")
+    done.set()
+    watching.join()
+    print(f"; at most {peak / 1e6:,.0f} MB in all, {num_bytes / 1e6:,.0f} MB of it the test's own text")
+    assert sorted(ratios)[1] >= 1.5
+    assert peak < 1e9

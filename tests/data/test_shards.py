@@ -32,7 +32,8 @@ def write(path, ids, *, vocab_size: int = 50257, eot: int = 0, chunk: int = 1000
 def header(**changes) -> bytes:
     """A header whose own checksum holds, whatever it says."""
     fields = {"magic": MAGIC, "version": 1, "itemsize": 2, "vocab_size": 50257, "eot": 0, "count": 4, "texts": 1}
-    fields |= {"text_bytes": 1, "tokenizer": bytes(32), "origin": bytes(32), "sha256": hashlib.sha256(bytes(8)).digest()}
+    fields |= {"text_bytes": 1, "tokenizer": bytes(32), "origin": bytes(32)}
+    fields |= {"sha256": hashlib.sha256(bytes(8)).digest()}
     packed = FIELDS.pack(*(fields | changes).values())
     return packed + hashlib.sha256(packed).digest()
 
