@@ -4,16 +4,16 @@ A run takes a fixed number of sequences per optimizer step, in micro-batches tha
 
     look     from micro-batch 1 upwards, one short measurement each, until memory runs out, or two sizes in a row are
              clearly slower than the best one
-    compare  those that came near the best: several trials of fresh processes in balanced order, and one size twice in each,
-             whose distance from itself is the noise floor
+    compare  those that came near the best: several trials of fresh processes in balanced order, and one size twice in
+             each, whose distance from itself is the noise floor
 
-What else runs on a processor may slow a look there several times over. So a look that disappoints is taken again, and all
-sizes are compared: in turn, block by block, as on the ladder.
+What else runs on a processor may slow a look there several times over. So a look that disappoints is taken again, and
+all sizes are compared: in turn, block by block, as on the ladder.
 
 Compared steps all take in the same number of sequences. Were each step one micro-batch, a small one would pay for an
-optimizer step every few sequences, as the run does not. A measured step may be a part of the run's, if that is long: the
-optimizer's share is then larger, by the same time per sequence for every size, so their order stays. It still has two
-micro-batches wherever the run's has, for the second one's activations meet the first one's gradients in memory.
+optimizer step every few sequences, as the run does not. A measured step may be a part of the run's, if that is long:
+the optimizer's share is then larger, by the same time per sequence for every size, so their order stays. It still has
+two micro-batches wherever the run's has, for the second one's activations meet the first one's gradients in memory.
 """
 
 import math
@@ -37,8 +37,8 @@ from results.schema import from_dict
 from results.stats import Effect, Estimate
 
 METHOD = (
-    "looks at each micro-batch; then, for those near the best, trials of fresh processes in balanced order, one size twice; "
-    "every compared step takes in the same number of sequences; medians of blocks, ratios paired by trial, t-intervals; "
+    "looks at each micro-batch; then, for those near the best, trials of fresh processes in balanced order, one size "
+    "twice; every compared step takes in as many sequences; medians of blocks, ratios paired by trial, t-intervals; "
     "the smallest size that cannot be told from the fastest is chosen"
 )
 
@@ -82,25 +82,15 @@ class Question:
 
 @dataclass(kw_only=True)
 class Candidate:
-    """What is known of one micro-batch.
-
-    Args:
-        micro_batch: B.
-        status: one of `results.schema.STATUSES`.
-        reason: why it is not "ok".
-        look_ms: per sequence, in the look.
-        trials: index -> median ms per sequence, in the comparison.
-        peak_memory_bytes: highest of all its processes.
-        flags: what its processes noticed.
-    """
+    """What is known of one micro-batch."""
 
     micro_batch: int
-    status: str = "not run"
-    reason: str | None = None
-    look_ms: float | None = None
-    trials: dict[int, float] = field(default_factory=dict)
-    peak_memory_bytes: int = 0
-    flags: list[str] = field(default_factory=list)
+    status: str = "not run"  # one of results.schema.STATUSES
+    reason: str | None = None  # why it is not "ok"
+    look_ms: float | None = None  # per sequence
+    trials: dict[int, float] = field(default_factory=dict)  # index -> median ms per sequence
+    peak_memory_bytes: int = 0  # the highest of all its processes
+    flags: list[str] = field(default_factory=list)  # what its processes noticed
 
     def tokens_per_second(self, seq_len: int) -> Estimate | None:
         """From the trials, or else from the look alone, without an interval."""
@@ -115,27 +105,19 @@ class Candidate:
         trial = from_dict(Trial, outcome.result, "trial")
         unsettled = [] if trial.warmup_settled else ["warm-up did not settle"]
         self.flags += [flag for flag in [*trial.flags, *unsettled] if flag not in self.flags]
-        self.status = "ok"
+        self.status = "ok" if self.status == "not run" else self.status  # a failure stays
         self.peak_memory_bytes = max(self.peak_memory_bytes, trial.peak_memory_bytes)
         return stats.median(trial.device_ms) / sequences
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The answer.
+    """The answer."""
 
-    Args:
-        micro_batch: the smallest one that cannot be told from the fastest.
-        fastest: by the median.
-        noise_floor: a share of 1; None where nothing was compared.
-        verdicts: of every compared size against the fastest, as `stats.verdict` words them.
-        why: in words.
-    """
-
-    micro_batch: int
-    fastest: int
-    noise_floor: float | None
-    verdicts: dict[int, str]
+    micro_batch: int  # the smallest that cannot be told from the fastest
+    fastest: int  # by the median
+    noise_floor: float | None  # a share of 1; None where nothing was compared
+    verdicts: dict[int, str]  # of every other compared size against the fastest, in the words of stats.verdict
     why: str
 
 
@@ -222,7 +204,8 @@ class Tuner:
         if chosen == fastest:
             why = "the fastest"
         else:
-            why = f"not told apart from {fastest}, the fastest by {share(1 / effects[chosen].ratio - 1)}, and takes less memory"
+            ahead = share(1 / effects[chosen].ratio - 1)
+            why = f"not told apart from {fastest}, the fastest by {ahead}, and takes less memory"
         if self.question.num_trials == 1:
             why += " (indicative: one trial)"
         return Choice(micro_batch=chosen, fastest=fastest, noise_floor=floor, verdicts=verdicts, why=why)
@@ -318,7 +301,7 @@ class Tuner:
         return min((c.look_ms for c in self.candidates.values() if c.look_ms), default=math.inf)
 
     def _too_large(self, c: Candidate) -> str | None:
-        """On a machine's own memory, what would not fit is not tried: the straight line through the last two sizes says."""
+        """On a machine's own memory, what would not fit is not tried: a straight line through the last two sizes."""
         device = self.question.device
         known = [(o.micro_batch, o.peak_memory_bytes) for o in self.candidates.values() if o.look_ms]
         if device.kind == "cuda" or not known:
@@ -327,7 +310,8 @@ class Tuner:
         expected = m1 + (m1 - m0) / (b1 - b0) * (c.micro_batch - b1)
         if expected <= MEMORY_SHARE * device.memory_bytes:
             return None
-        return f"micro-batch {c.micro_batch} would take about {expected / 2**30:.1f} of {device.memory_bytes / 2**30:.1f} GiB"
+        gib = 2**30
+        return f"micro-batch {c.micro_batch} would take about {expected / gib:.1f} of {device.memory_bytes / gib:.1f} GiB"
 
     def _without_comparison(self, ok: list[Candidate]) -> Choice:
         w = self.question.settings.workload

@@ -69,7 +69,7 @@ def parity(job: dict, begun: float) -> dict:
 
 def trial(job: dict, begun: float) -> dict:
     settings, device = prepare(job)
-    with build(settings, device, seed=job["seed"]) as step, Monitor(device) as monitor:
+    with build(settings, device, seed=job["seed"], dropout=job.get("dropout")) as step, Monitor(device) as monitor:
         batches = cycle(load_batches(job, settings, step))
         timed = stopwatch(device)
 

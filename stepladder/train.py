@@ -57,7 +57,7 @@ def train(
     overrides = list(settings or [])
     overrides += [f"train.steps={steps}"] if steps is not None else []
     overrides += [f"train.rungs={rungs}"] if rungs is not None else []
-    source = recipe or (_default_recipe(model) if model or not resume else None)
+    source = recipe or (default_recipe(model) if model or not resume else None)
     if run_dir is None and source is None:
         raise ValueError("--resume needs the run to go on with: add --run-dir runs/NAME")
     run_dir = run_dir or RUNS / source.stem
@@ -116,7 +116,7 @@ def _left_out(argument: str) -> str:
     raise unknown("argument", argument, [*OPTIONS, *options])
 
 
-def _default_recipe(model: str | None) -> Path:
+def default_recipe(model: str | None) -> Path:
     from optim_ladder import unknown
 
     if model is None:

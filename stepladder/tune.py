@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from stepladder.train import CORPORA, DEFAULT_RECIPES, RECORDS, ROOT, RUNS, _default_recipe
+from stepladder.train import CORPORA, DEFAULT_RECIPES, RECORDS, ROOT, RUNS, default_recipe
 
 if TYPE_CHECKING:
     from bench.tune import Candidate, Choice, Question, Tuner
@@ -57,9 +57,10 @@ def tune(
     if best and rungs is not None:
         raise ValueError("--best and --rungs both say which rungs to use; give one of them")
     overrides = [*(settings or []), *([f"train.rungs={rungs}"] if rungs is not None else [])]
-    wanted = load(recipe or _default_recipe(model), overrides)
+    wanted = load(recipe or default_recipe(model), overrides)
     console = Console()
-    question, tokens = ask(wanted, detect(device), console, corpora=corpora, best=best, num_trials=1 if quick else trials)
+    trials = 1 if quick else trials
+    question, tokens = ask(wanted, detect(device), console, corpora=corpora, best=best, num_trials=trials)
     environment = capture(question.device, ROOT)
     with tempfile.TemporaryDirectory(prefix="stepladder-") as scratch:
         launcher = Launcher(workdir=Path(scratch), time_limit_s=time_limit)
@@ -223,7 +224,8 @@ def tuned_micro_batch(device: "Device", settings: "Settings", runs: Path) -> int
     try:
         saved = json.loads(path.read_bytes())
         measured = [c["micro_batch"] for c in saved["candidates"] if c["status"] == "ok"]
-        if saved["format"] != FORMAT or saved["for"] != identity(device, settings) or saved["micro_batch"] not in measured:
+        known = saved["format"] == FORMAT and saved["for"] == identity(device, settings)
+        if not known or saved["micro_batch"] not in measured:
             raise ValueError("it is not of these settings, or chose what was not measured")
         return int(saved["micro_batch"])
     except FileNotFoundError:

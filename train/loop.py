@@ -151,11 +151,11 @@ class Loop:
                     return next(name for name in self.ranks.gathered(self.stop.name) if name)
                 if p.step >= train.steps:
                     return "finished"
-                self._take(next(feed), loader)
+                self._take(next(feed))
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
-    def _take(self, batch: Batch, loader: Loader) -> None:
+    def _take(self, batch: Batch) -> None:
         train, p = self.recipe.train, self.progress
         self._working("training" if self.warm else "taking the first step")
         if self._clock is None:
@@ -267,7 +267,7 @@ class Loop:
             self.dataset,
             seq_len=self.recipe.train.seq_len,
             max_tokens=config.tokens or sys.maxsize,
-            batch=self.share.micro_batches[0],
+            batch=min(self.share.micro_batches),
         )
         with self.step.evaluating():
             loss, tokens = validation_loss(

@@ -32,7 +32,7 @@ def tuned(
     memory_bytes: Callable[[int], int] = lambda b: 2**28,
     stop_after: int = 2,
 ) -> tuple[Tuner, Silent]:
-    """A tuner after both phases, of a device on which a step takes b × sequence_ms(b) per micro-batch and 40 ms at the end."""
+    """A tuner after both phases, where a step takes b × sequence_ms(b) per micro-batch and 40 ms at the end."""
     rng = np.random.default_rng(0)
 
     def answer(name: str, job: dict) -> Outcome:
@@ -129,6 +129,13 @@ def test_what_fails_in_a_trial_is_not_chosen(tmp_path: Path) -> None:
     assert tuner.candidates[16].status == "oom" and tuner.choose().micro_batch in (8, 32)
 
 
+def test_a_size_that_failed_once_is_out_even_if_its_twin_succeeds(tmp_path: Path) -> None:
+    late = lambda b, name: OOM if name.endswith("-16") else None  # noqa: E731
+    tuner, _ = tuned(tmp_path, best_at(16), device=CPU, faults=late, memory_bytes=lambda b: 2**20)
+    assert tuner.twice == 16 and tuner.again and tuner.candidates[16].status == "oom"
+    assert tuner.choose().micro_batch in (8, 32)
+
+
 def test_on_a_processor_what_would_not_fit_is_not_tried(tmp_path: Path) -> None:
     tuner, _ = tuned(tmp_path, best_at(64), device=CPU, memory_bytes=lambda b: (1 + b) * 2**30)  # of 16 GiB
     assert tuner.candidates[8].status == "ok" and tuner.candidates[16].status == "not run"
@@ -178,7 +185,7 @@ def test_where_nothing_fits_one_line_says_so(tmp_path: Path) -> None:
 
 
 def test_equal_sizes_are_rarely_told_apart(tmp_path: Path) -> None:
-    """Under 5 % noise, the smallest of four equal sizes is chosen nine times out of ten or more: the floor and the interval hold."""
+    """Under 5 % noise, the smallest of four equal sizes is chosen nine times out of ten or more."""
     chosen = []
     for seed in range(30):
         folder = tmp_path / str(seed)

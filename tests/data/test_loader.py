@@ -138,7 +138,8 @@ def test_no_global_random_number_is_drawn_and_none_matters(text):
 
 def test_it_is_shuffled_for_real_and_anew_in_every_epoch(text):
     def order(epoch: int) -> list[int]:
-        return [int(t) for s in epoch_steps(text, seq_len=32, epoch=epoch) for t in s.micro_batches[0][1][0] if t > 0]
+        targets = np.concatenate([step.micro_batches[0][1][0] for step in epoch_steps(text, seq_len=32, epoch=epoch)])
+        return targets[targets > 0].tolist()
 
     first, second = order(0), order(1)
     stream = [int(t) for shard in text.shards("train") for t in shard.open() if t]
@@ -163,7 +164,7 @@ def test_windows_begin_elsewhere_in_every_epoch(text):
 
 @pytest.mark.parametrize("step", [1, 7, 400])
 def test_resumed_anywhere_it_goes_on_identically(text, step):
-    """A step of 400 sequences takes a third of an epoch, so that the ends of epochs are crossed in the midst of steps."""
+    """A step of 400 sequences takes a third of an epoch, so the ends of epochs are crossed in the midst of steps."""
     whole = load(text, count=14, step=step, seq_len=16)
     for i in range(len(whole) - 1):
         cursor = Cursor.from_dict(json.loads(json.dumps(whole[i].cursor.to_dict())))

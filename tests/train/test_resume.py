@@ -158,3 +158,17 @@ def test_a_run_can_go_on_with_other_rungs_and_for_longer(tmp_path: Path, signal_
     expected = tiny.losses(whole(STEPS))
     assert all(loss == pytest.approx(expected[step], abs=2e-3) for step, loss in tiny.losses(tmp_path / "run").items())
     assert tiny.run(tmp_path, changes={**changes, "train.steps": 50}, resume=True).step == 50
+
+
+def test_compiled_training_validates_samples_and_goes_on(tmp_path: Path, signal_at, monkeypatch, whole) -> None:
+    compiled = {**STEPS, "train.rungs": ["compile", "fused_adamw"]}
+    signal_at(20)
+    tiny.run(tmp_path, changes=compiled)
+    monkeypatch.undo()
+    tiny.run(tmp_path, changes=compiled, resume=True)
+    run_dir, eager = tmp_path / "run", whole(STEPS)
+    expected = tiny.losses(eager)
+    assert all(loss == pytest.approx(expected[step], abs=2e-3) for step, loss in tiny.losses(run_dir).items())
+    for ours, theirs in zip(tiny.rows(run_dir, "val"), tiny.rows(eager, "val"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-3)
+    assert len(tiny.rows(run_dir, "sample")) == len(tiny.rows(eager, "sample"))
