@@ -125,6 +125,27 @@ def test_told_to_leave(tmp_path: Path, whole: Path, started: list) -> None:
     assert tiny.losses(run_dir) == tiny.losses(whole)
 
 
+@pytest.mark.soak
+def test_told_to_leave_while_compiling(tmp_path: Path, started: list) -> None:
+    """Compiling cannot be interrupted; the run leaves with its first step saved, within torchrun's 30 seconds of grace."""
+    run_dir = tmp_path / "run"
+    process = tiny.start(
+        tiny.command(tmp_path, "--run-dir", str(run_dir), "--rungs", "compile", *SET),
+        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "compiled"),
+    )
+    started.append(process)
+    for line in process.stdout:
+        if "taking the first step" in line:
+            break
+    time.sleep(2.0)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output = process.stdout.read()
+    assert process.wait() == 128 + signal.SIGTERM, output
+    assert time.monotonic() - begun < 30
+    assert tiny.rows(run_dir, "stop")[-1]["step"] == 1 == max(tiny.losses(run_dir))
+
+
 def test_two_runs_on_one_folder(tmp_path: Path, started: list) -> None:
     run_dir = tmp_path / "run"
     first = tiny.start(tiny.command(tmp_path, "--run-dir", str(run_dir), *SET, "--set", "train.steps=100000"))
