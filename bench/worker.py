@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from bench.launch import turn_files
-from bench.parity import NUM_STEPS, trajectory
+from bench.parity import NUM_STEPS, OPTIMIZER, trajectory
 from bench.timing import steady_state, stopwatch, warm_up
 from hardware import Device, Monitor, detect, measured_peaks, peak_memory
 from optim_ladder import Settings, TrainStep, build
@@ -62,7 +62,7 @@ def peaks(job: dict, begun: float) -> dict:
 
 def parity(job: dict, begun: float) -> dict:
     settings, device = prepare(job)
-    with build(settings, device, seed=job["seed"]) as step:
+    with build(settings, device, seed=job["seed"], optimizer=OPTIMIZER) as step:
         first_steps = trajectory(step, load_batches(job, settings, step)[:NUM_STEPS])
         return {"trajectory": first_steps.to_dict(), "peak_memory_bytes": peak_memory(device)[0]}
 

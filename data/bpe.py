@@ -7,7 +7,6 @@ Source: Sennrich et al., "Neural Machine Translation of Rare Words with Subword 
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from data.characters import check_ids
 
 if TYPE_CHECKING:
+    import numpy as np
     import tiktoken
     import tokenizers as hf
 
@@ -34,10 +34,12 @@ TEXTS_AT_ONCE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class BytePairTokenizer:
-    """Any byte-pair encoding, through the two functions that its library gives us.
+    """Any byte-pair encoding, through the functions that its library gives us.
 
     Args:
         content: what `to_json` gives: the kind, and everything that the encoding is made from.
+        encode_marked: many documents in one call: the text they make with `END_OF_TEXT` between them, in which it is the
+            mark and not text. None where the library has no such call.
     """
 
     name: str
@@ -47,6 +49,7 @@ class BytePairTokenizer:
     content: dict[str, Any]
     encode_texts: Callable[[list[str]], list[list[int]]]
     decode_ids: Callable[[list[int]], str]
+    encode_marked: Callable[[str], "np.ndarray"] | None = None
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self.encode_texts(list(texts))
@@ -112,7 +115,9 @@ def from_tiktoken(
         eot=encoding.eot_token,
         sha256=hashlib.sha256(identity.encode()).hexdigest(),
         content=content,
-        encode_texts=lambda texts: encoding.encode_ordinary_batch(texts, num_threads=min(8, os.cpu_count() or 1)),
+        # Not encode_ordinary_batch: its threads take turns at Python's lock, and preparing runs one process per core.
+        encode_texts=lambda texts: [encoding.encode_ordinary(text) for text in texts],
+        encode_marked=lambda text: encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=()),
         decode_ids=encoding.decode,
     )
 

@@ -102,7 +102,7 @@ def ask(
         def report(what: str, done: int, total: int | None) -> None:
             status.update(f"preparing {what}: {done / 1e6:,.0f} MB")
 
-        text = dataset(recipe.data.corpus, recipe.data.tokenizer, corpora=corpora, progress=report)
+        text = dataset(recipe.data.corpus, recipe.data.tokenizer or None, corpora=corpora, progress=report)
     some = workload(recipe, text.tokenizer().vocab_size, micro_batch=1, accumulation=1, world_size=1)
     names = recipe.train.rungs
     if best:

@@ -27,11 +27,12 @@ class DataConfig:
 
     Args:
         corpus: a name that `stepladder prepare` knows, or a path to text or to shards.
-        tokenizer: gpt2, char, bytes, bpe-8192 (or another size), the name of a trained one, or a path to its JSON.
+        tokenizer: gpt2, char, bytes, bpe-8192 (or another size), the name of a trained one, or a path to its JSON; empty
+            only where corpus is a prepared folder, which has its own.
     """
 
     corpus: str
-    tokenizer: str
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

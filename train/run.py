@@ -233,7 +233,7 @@ def _data(request: Request, ranks: Ranks, say: Callable[[str], object]) -> Datas
             say(f"preparing: {what}" + (f", {done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if total else ""))
 
     def found() -> Dataset:
-        return dataset(config.corpus, config.tokenizer, corpora=request.corpora, progress=report)
+        return dataset(config.corpus, config.tokenizer or None, corpora=request.corpora, progress=report)
 
     ranks.first_does(lambda: found() and None)
     return found()

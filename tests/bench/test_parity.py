@@ -25,7 +25,7 @@ def batches(seed: int) -> list:
 
 
 def run(rungs: tuple[str, ...], seed: int = 0, workload: Workload = WORKLOAD) -> Trajectory:
-    with build(Settings(workload=workload, rungs=rungs), CPU, seed=seed) as step:
+    with build(Settings(workload=workload, rungs=rungs), CPU, seed=seed, optimizer=parity.OPTIMIZER) as step:
         return trajectory(step, batches(seed))
 
 

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import time
+import tracemalloc
 from collections import Counter
 from itertools import islice
 
@@ -68,9 +70,9 @@ def test_every_token_is_a_target_once_per_epoch_after_the_token_before_it(
     tmp_path_factory, lengths, tails, seq_len, seed, epoch
 ):
     shards, start = [], 1
-    for shard, tail in zip(lengths, tails):
-        tokens = documents(*shard, start=start)
-        shards.append(np.concatenate([tokens, np.arange(10_000 + start, 10_000 + start + tail)]))
+    for index, (shard, tail) in enumerate(zip(lengths, tails)):
+        rest = 10_000 + 10 * index + np.arange(tail)  # a document that goes on in the next shard
+        shards.append(np.concatenate([documents(*shard, start=start), rest]))
         start += sum(shard)
     dataset = make_dataset(tmp_path_factory.mktemp("data"), train=shards)
     steps = epoch_steps(dataset, seq_len=seq_len, epoch=epoch, seed=seed)
@@ -335,3 +337,31 @@ def test_an_order_depends_on_its_key_alone():
     # Frozen: a run begun with one version of numpy goes on with another.
     assert permutation(10, 1, 2, 3, 1).tolist() == [5, 0, 3, 2, 8, 9, 6, 7, 4, 1]
 
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mean", [200, 5000])
+def test_a_shard_of_100_million_tokens_opens_at_once_and_a_sequence_costs_microseconds(tmp_path, mean):
+    """1 % of a step on a device that trains 500,000 tokens a second is 20 microseconds per sequence of 1024."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(1, 50257, size=100_000_000, dtype=np.uint16)
+    tokens[rng.choice(len(tokens), len(tokens) // mean, replace=False)] = EOT
+    dataset = make_dataset(tmp_path, train=[tokens])
+    del tokens
+
+    def loader() -> Loader:
+        return Loader(dataset, seq_len=1024, seed=0, sequences_per_step=64, rows=[(0, 64)])
+
+    tracemalloc.start()
+    next(loader())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    began = time.perf_counter()
+    steps = loader()
+    next(steps)
+    opened = time.perf_counter()
+    for _ in range(100):
+        next(steps)
+    per_sequence = (time.perf_counter() - opened) / 6400
+    print(f"\nopened in {opened - began:.2f} s and {peak / 1e6:.0f} MB; {per_sequence * 1e6:.1f} us per sequence")
+    assert opened - began < 1 and peak < 200e6 and per_sequence < 20e-6

@@ -67,7 +67,7 @@ def test_overrides_are_typed() -> None:
         ("[data\n", "is not TOML"),
         ("", r"has no section \[data\]"),
         ('data = "stdlib"', "recipe section 'data' is 'stdlib'; write .data. and its keys below it"),
-        ('[data]\ncorpus = "stdlib"', "lacks data.tokenizer"),
+        ('[data]\ntokenizer = "char"', "lacks data.corpus"),
     ],
 )
 def test_a_file_that_is_no_recipe(text: str, message: str, tmp_path: Path) -> None:
