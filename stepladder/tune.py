@@ -96,7 +96,6 @@ def ask(
     from results import load_all
     from train.setup import choose_rungs, measured_best, usual_micro_batch, workload
 
-    usual = usual_micro_batch(recipe.train, device, world_size=1, tuned=None)
     with console.status("preparing text") as status:
 
         def report(what: str, done: int, total: int | None) -> None:
@@ -104,6 +103,7 @@ def ask(
 
         text = dataset(recipe.data.corpus, recipe.data.tokenizer or None, corpora=corpora, progress=report)
     some = workload(recipe, text.tokenizer().vocab_size, micro_batch=1, accumulation=1, world_size=1)
+    usual = usual_micro_batch(recipe.train, device, some, tuned=None)
     names = recipe.train.rungs
     if best:
         measured = measured_best(load_all(RECORDS, device.slug)[0], device, some)

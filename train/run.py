@@ -262,7 +262,7 @@ def _settings(
     micro_batch = recipe.train.micro_batch
     if not micro_batch and not recipe.train.micro_batches:
         tuned = request.tuned(Settings(workload=some, rungs=rungs))
-        micro_batch = ranks.agreed(usual_micro_batch(recipe.train, device, world_size=world, tuned=tuned))
+        micro_batch = ranks.agreed(usual_micro_batch(recipe.train, device, some, tuned=tuned))
     cut = share(recipe.train, micro_batch=micro_batch, world_size=world)
     mine = workload(
         recipe, vocab_size, micro_batch=cut.micro_batches[ranks.rank], accumulation=cut.accumulation, world_size=world

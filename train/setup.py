@@ -67,12 +67,22 @@ def share(config: TrainConfig, *, micro_batch: int, world_size: int) -> Share:
     return Share(micro_batches=per_process, accumulation=accumulation)
 
 
-def usual_micro_batch(config: TrainConfig, device: Device, *, world_size: int, tuned: int | None) -> int:
-    """The tuned micro-batch or the device's usual one, halved until the step divides by it.
+def usual_micro_batch(config: TrainConfig, device: Device, workload: Workload, *, tuned: int | None) -> int:
+    """The tuned micro-batch, or else one that fits and is seldom far from the fastest; less where the step needs it to divide.
+
+    On a GPU: as many sequences as take the memory that its profile's micro-batch of GPT-2 124M takes. On a processor: eight, or
+    what fits a quarter of its memory; more gains nothing there.
+
+    Args:
+        config: tokens_per_step, seq_len.
+        device: where.
+        workload: model, vocabulary, sequence length and number of processes.
+        tuned: what `stepladder tune` found, or None.
 
     Raises:
         ValueError: not even single sequences divide.
     """
+    world_size = workload.world_size
     sequences, rest = divmod(config.tokens_per_step, config.seq_len)
     if rest or sequences % world_size:
         step = config.seq_len * world_size
@@ -80,9 +90,24 @@ def usual_micro_batch(config: TrainConfig, device: Device, *, world_size: int, t
             f"train.tokens_per_step is {config.tokens_per_step}, no multiple of seq_len {config.seq_len} × {world_size} "
             f"processes = {step}; take {max(1, round(config.tokens_per_step / step)) * step}"
         )
-    usual = profile(device)[1]
-    wanted = tuned or max(1, usual.micro_batch * usual.seq_len // config.seq_len)
-    return max(b for b in range(1, wanted + 1) if sequences // world_size % b == 0)
+    if device.kind == "cpu":
+        wanted = min(8, int(device.memory_bytes / 4 / bytes_per_sequence(workload)))
+    else:
+        usual = profile(device)[1]
+        wanted = int(usual.micro_batch * bytes_per_sequence(usual) / bytes_per_sequence(workload))
+    return max(b for b in range(1, max(1, tuned or wanted) + 1) if sequences // world_size % b == 0)
+
+
+def bytes_per_sequence(workload: Workload) -> float:
+    """What a training step keeps of one sequence, attention written out: activations, scores, and three copies of the logits.
+
+    Source: Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), section 4.1, in fp32.
+    """
+    T, logits = workload.seq_len, 12.0 * workload.seq_len * workload.vocab_size
+    if not workload.is_transformer:
+        return logits
+    c = workload.model_config()
+    return logits + c.n_layer * T * (68.0 * c.n_embd + 8.0 * c.n_head * T)
 
 
 def workload(recipe: Recipe, vocab_size: int, *, micro_batch: int, accumulation: int, world_size: int) -> Workload:

@@ -47,13 +47,27 @@ def test_a_step_that_does_not_divide_is_refused(overrides, micro_batch, world, m
         share(config(*overrides), micro_batch=micro_batch, world_size=world)
 
 
+def usual(device=CPU, tuned=None, overrides=(), **changes) -> int:
+    return usual_micro_batch(config(*overrides), device, dataclasses.replace(WORKLOAD, **changes), tuned=tuned)
+
+
 def test_the_usual_micro_batch_always_divides() -> None:
-    assert usual_micro_batch(config(), CPU, world_size=1, tuned=None) == 1
-    assert usual_micro_batch(config(), CPU, world_size=1, tuned=8) == 8
-    assert usual_micro_batch(config(), CPU, world_size=1, tuned=6) == 4
-    assert usual_micro_batch(config(), CPU, world_size=4, tuned=8) == 2
+    roomy = dataclasses.replace(CPU, memory_bytes=16 * 10**9)
+    assert usual(roomy) == 8
+    assert usual(roomy, tuned=6) == 4 and usual(roomy, tuned=1) == 1
+    assert usual(roomy, world_size=4) == 2
     with pytest.raises(ValueError, match="no multiple of seq_len 512 × 3 processes = 1536; take 4608"):
-        usual_micro_batch(config(), CPU, world_size=3, tuned=None)
+        usual(world_size=3)
+
+
+def test_the_usual_micro_batch_fits() -> None:
+    large = {"model": "gpt2-xl", "vocab_size": 50257}
+    assert usual(dataclasses.replace(CPU, memory_bytes=16 * 10**9), **large) == 1
+    h100 = dataclasses.replace(CPU, kind="cuda", name="NVIDIA H100 80GB HBM3", capability=(9, 0), memory_bytes=85 * 10**9)
+    step = ("tokens_per_step=524288", "seq_len=1024")
+    gpt2 = {"model": "gpt2", "vocab_size": 50257, "seq_len": 1024}
+    assert usual(h100, overrides=step, **gpt2) == 64
+    assert usual(h100, overrides=step, **{**gpt2, "model": "gpt2-xl"}) == 8
 
 
 def test_rungs_by_name_all_and_without() -> None:
