@@ -4,6 +4,7 @@ A step's loss is read only after the next step has been handed to a GPU, so that
 must be decided alike on all processes (a loss that is not finite, a signal to stop) travels with the loss in one small sum.
 """
 
+import gc
 import math
 import sys
 import time
@@ -198,6 +199,10 @@ class Loop:
         speed = pending.batch.total / step_ms * 1e3
         if self.warm:
             self.speeds.append(speed)
+        if not self.warm:
+            gc.collect()
+            gc.freeze()  # what model and compiler have made stays; walking through it again and again costs over a percent
+            now = time.perf_counter()
         self._clock, self.warm = now, True
         self.told_to_stop |= stop > 0
         if self.watch:
