@@ -150,6 +150,7 @@ class Worker:
             [sys.executable, "-P", "-c", "from data.encoding import serve; serve()", str(tokenizer.resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends its workers itself
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),

@@ -67,6 +67,10 @@ class KernelTimes:
         self._samples.append(Totals(time.perf_counter(), ticks[7], sum(ticks), int(count), ms))
         return True
 
+    def forget(self, moment: float) -> None:
+        """Lets go of what was seen earlier, but for the last reading."""
+        del self._samples[: max(0, sum(s.moment <= moment for s in self._samples) - 1)]
+
     def between(self, t0: float, t1: float) -> Telemetry:
         # The counters are totals: take the last reading before and the first after, making one now if need be.
         if self.problem is None and self._samples and self._samples[-1].moment < t1:

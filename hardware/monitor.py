@@ -51,6 +51,11 @@ class Monitor:
         if self._source:
             self._source.stop()
 
+    def forget(self, moment: float) -> None:
+        """Lets go of what was seen before a reading of `time.perf_counter`, so that a day of watching takes no memory."""
+        if self._source:
+            self._source.forget(moment)
+
     def between(self, t0: float, t1: float) -> Telemetry:
         """What was seen between two readings of `time.perf_counter`.
 

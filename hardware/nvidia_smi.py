@@ -114,6 +114,10 @@ class NvidiaSmi:
         why = f": {complaint}" if complaint else ""
         return f"nvidia-smi ended by itself with exit status {self._child.returncode}{why}"
 
+    def forget(self, moment: float) -> None:
+        """Lets go of what was seen earlier, but for the last reading."""
+        del self._samples[: max(0, sum(s[0] <= moment for s in self._samples) - 1)]
+
     def between(self, t0: float, t1: float) -> Telemetry:
         samples = self._samples[:]
         inside = [s for s in samples if t0 <= s[0] <= t1]

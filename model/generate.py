@@ -37,7 +37,8 @@ def generate(
         if temperature == 0.0:
             drawn = logits.argmax(-1)
         else:
-            logits = logits / temperature
+            # The largest becomes 0 first: however cold, nothing overflows.
+            logits = (logits - logits.max(-1, keepdim=True).values) / temperature
             if 0 < top_k < logits.shape[-1]:
                 smallest = logits.topk(top_k).values[:, -1:]  # (B, 1)
                 logits = logits.masked_fill(logits < smallest, float("-inf"))

@@ -100,6 +100,8 @@ class TrainStep:
 
     def _make_model(self, seed: int, dropout: float | None) -> nn.Module:
         model_config = self.settings.workload.model_config()
+        if dropout is not None and not self.settings.workload.is_transformer:
+            raise ValueError(f"dropout is {dropout}, but the model {self.settings.workload.model} has none; leave it out")
         if dropout is not None:
             model_config = replace(model_config, dropout=dropout)
         for r in self.settings.active:

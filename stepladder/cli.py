@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 
 import typer
@@ -22,6 +23,7 @@ from stepladder.tune import tune
 COMMANDS = {
     "ladder": ladder, "prepare": prepare, "tune": tune, "train": train, "plot": plot, "compare": compare,
 }  # fmt: skip
+GRACE_S = 5.0  # for the process that has something to say
 GROUPS = {"tokenizer": tokenizer}
 # Arguments of the form --no-RUNG are read by the command itself.
 PASSED_ON = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}
@@ -56,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # `stepladder … | head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        if getattr(error, "relayed", False):  # the process that met it says it
+        if getattr(error, "relayed", False):  # the process that met it says it; torchrun ends all when the first one leaves
+            time.sleep(GRACE_S)
             return 2
         return fail(str(error))
     except KeyboardInterrupt:

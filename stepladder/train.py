@@ -87,18 +87,25 @@ def train(
             _draw(console, run_dir)
         raise
     if first:
-        _conclude(console, outcome, resume_line(run_dir, best, rungs, without))
+        _conclude(console, outcome, resume_line(run_dir, best, rungs, without, device, corpora))
         _draw(console, run_dir)
     raise typer.Exit(outcome.exit_code)
 
 
-def resume_line(run_dir: Path, best: bool, rungs: str | None, without: list[str]) -> str:
+def resume_line(
+    run_dir: Path, best: bool, rungs: str | None, without: list[str], device: str | None, corpora: Path
+) -> str:
     """The command that goes on with a run, the same rungs included."""
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    start = f"torchrun --standalone --nproc_per_node={processes} -m stepladder" if "RANK" in os.environ else "stepladder"
+    start = "python -m stepladder"
+    if "RANK" in os.environ:
+        here, all_ = os.environ["LOCAL_WORLD_SIZE"], os.environ["WORLD_SIZE"]
+        nodes = "--standalone" if here == all_ else f"--nnodes={int(all_) // int(here)} …"
+        start = f"torchrun {nodes} --nproc_per_node={here} -m stepladder"
     more = ["--best"] if best else []
     more += ["--rungs", rungs] if rungs is not None else []
     more += [f"--no-{name}" for name in without]
+    more += ["--device", device] if device else []
+    more += ["--corpora", shlex.quote(str(corpora))] if corpora != CORPORA else []
     return " ".join([start, "train", "--resume", "--run-dir", shlex.quote(str(run_dir)), *more])
 
 
@@ -127,11 +134,12 @@ def default_recipe(model: str | None) -> Path:
 
 
 def _conclude(console: Console, outcome: "Outcome", resume: str) -> None:
-    speed = f"{outcome.tokens_per_second:,.0f} tokens/s" if outcome.tokens_per_second else "no step taken"
+    speed = f"{outcome.tokens_per_second:,.0f} tokens/s" if outcome.tokens_per_second else "speed not measured"
     loss = f", validation loss {outcome.validation_loss:.4f}" if outcome.validation_loss is not None else ""
-    console.print(f"{outcome.reason} at step {outcome.step:,}: {speed}{loss}", soft_wrap=True)
+    plainly = {"soft_wrap": True, "markup": False, "highlight": False}  # a path may look like markup
+    console.print(f"{outcome.reason} at step {outcome.step:,}: {speed}{loss}", **plainly)
     if outcome.reason != "finished":
-        console.print(f"go on with: {resume}", soft_wrap=True)
+        console.print(f"go on with: {resume}", **plainly)
 
 
 def _draw(console: Console, run_dir: Path) -> None:
@@ -139,6 +147,7 @@ def _draw(console: Console, run_dir: Path) -> None:
     from plots.run import save_run
 
     try:
-        console.print(f"loss curve: {save_run([run_dir])[0]}", soft_wrap=True)
+        line = f"loss curve: {save_run([run_dir])[0]}"
     except ValueError as error:
-        console.print(f"no loss curve: {error}", soft_wrap=True)
+        line = f"no loss curve: {error}"
+    console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -107,7 +107,7 @@ class Loop:
     progress: Progress
     run_dir: Path
     watch: Watch | None
-    monitor: Monitor
+    monitor: Monitor | None
     constant: dict[str, Any]
     flops_per_token: float | None = None
     peak_flops: float | None = None
@@ -226,11 +226,11 @@ class Loop:
             self._diverged(pending, loss, norm)
 
     def _diverged(self, pending: Pending, loss: float, norm: float) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)  # this machine may not share the first one's disk
         dump = self.run_dir / f"diverged-step-{pending.step:08d}-rank-{self.ranks.rank}.npz"
         idx, targets = (np.stack([pair[i].cpu().numpy() for pair in pending.batch.micro_batches]) for i in (0, 1))
         np.savez(dump, idx=idx, targets=targets, loss=loss, norm=norm)
-        good = checkpoint.newest(self.run_dir / "checkpoints", warn=lambda line: None)
-        last = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
+        last = self._last_good()
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
         if self.watch:
             self.watch.event("stop", pending.step, reason=what)
@@ -240,6 +240,10 @@ class Loop:
             f"{what} in step {pending.step}; {last}, the step's batch is in {dump.name}; lower train.learning_rate or train.clip"
         )
 
+    def _last_good(self) -> str:
+        good = checkpoint.newest(self.run_dir / "checkpoints", warn=lambda line: None)
+        return f"the last good checkpoint is {good.path}" if good else "there is no checkpoint yet"
+
     # -- between steps -----------------------------------------------------------------------------------------------
 
     def _between_steps(self) -> None:
@@ -247,15 +251,17 @@ class Loop:
         p, r = self.progress, self.recipe
         last = p.step >= r.train.steps
         improved = False
+        if self._due(r.checkpoints.every, last) and self.saved != p.step:
+            self._pause()
+            self._save()  # before all that could fail
         if self._due(r.validation.every, last) and p.validated != p.step:
             self._pause()
             improved = self._validate()
         if self._due(r.samples.every, last) and p.sampled != p.step:
             self._pause()
             self._sample()
-        if improved or (self._due(r.checkpoints.every, last) and self.saved != p.step):
-            self._pause()
-            self._save(best=improved)
+        if improved:
+            self._save(best=True)
 
     def _due(self, every: int, last: bool) -> bool:
         return self.progress.step > 0 and every > 0 and (last or self.progress.step % every == 0)
@@ -329,6 +335,8 @@ class Loop:
         self._working("saving")
 
         def write() -> None:
+            if not all(bool(parameter.isfinite().all()) for parameter in self.step.model.parameters()):
+                raise Diverged(f"a weight is no number after step {p.step}; {self._last_good()}; lower train.learning_rate")
             folder, begun = self.run_dir / "checkpoints", time.perf_counter()
             state = {**self.constant, "progress": p.to_dict(), "scaler": self.step.scaler.state_dict()}
             path = checkpoint.save(folder, step=p.step, tensors=pack(self.step), state=state)
@@ -354,6 +362,7 @@ class Loop:
         peak, reserved = peak_memory(self.step.device)
         memory = {"peak_memory_bytes": peak} | ({"peak_reserved_bytes": reserved} if reserved is not None else {})
         self.watch.device(step, {**seen, **memory})
+        self.monitor.forget(now)
         self._device_seen = now
 
     @property

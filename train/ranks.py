@@ -61,12 +61,15 @@ class Ranks:
     def __enter__(self) -> "Ranks":
         if self.world_size > 1:
             if self.device.kind == "cuda":
+                if self.local_rank >= self.device.count:
+                    raise ValueError(
+                        f"process {self.local_rank + 1} of this machine finds {self.device.count} GPUs; start fewer with --nproc_per_node"
+                    )
                 torch.cuda.set_device(self.local_rank)
             if self.device.kind == "cpu":  # torchrun gives each one thread, whatever cores there are
                 torch.set_num_threads(max(1, self.device.count // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
             backend = "cpu:gloo,cuda:nccl" if self.device.kind == "cuda" else "gloo"
-            # The watcher below is to speak first: it can name who is missing.
-            limit = timedelta(seconds=2 * self.time_limit_s)
+            limit = timedelta(days=7)  # the watcher below gives up long before, can name who is missing, and knows who is only busy
             store, _, _ = next(dist.rendezvous("env://", timeout=limit))
             # torchrun's store outlives a restart of the processes: each start has a part of its own.
             restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -154,8 +157,23 @@ class Ranks:
                 self._store.set(f"alive-{self.rank}", str(time.time()))
             except RuntimeError:  # the store's process has gone: torchrun is ending the run
                 return
-            if time.monotonic() - self._since > self.time_limit_s:
+            if time.monotonic() - self._since > self.time_limit_s and not self._someone_moves():
                 self._give_up()
+
+    def _others(self) -> dict[int, tuple[float, float, str]]:
+        """rank -> seconds since it made progress, seconds since it was heard from, where it was; without those never heard from."""
+        assert self._store is not None
+        seen = {}
+        for rank in (r for r in range(self.world_size) if r != self.rank):
+            if self._store.check([f"alive-{rank}"]):
+                quiet_s = time.time() - float(self._store.get(f"alive-{rank}"))
+                stuck_s, place = self._store.get(f"place-{rank}").decode().split(" ", 1)
+                seen[rank] = (float(stuck_s) + quiet_s, quiet_s, place)
+        return seen
+
+    def _someone_moves(self) -> bool:
+        """Whether this process waits for one that is busy, as all do while the first prepares data for hours."""
+        return any(stuck_s < self.time_limit_s for stuck_s, _, _ in self._others().values())
 
     def _give_up(self) -> None:
         """Says who is missing, leaves this process's stacks behind, ends it."""
@@ -173,16 +191,14 @@ class Ranks:
 
     def _missing(self) -> str:
         """Which of the other ranks has stopped or is behind, as far as their last words tell."""
-        assert self._store is not None
-        silent, behind = [], []
+        seen, silent, behind = self._others(), [], []
         for rank in (r for r in range(self.world_size) if r != self.rank):
-            if not self._store.check([f"alive-{rank}"]):
+            if rank not in seen:
                 silent.append(f"rank {rank} has not been heard from")
                 continue
-            quiet_s = time.time() - float(self._store.get(f"alive-{rank}"))
-            stuck_s, place = self._store.get(f"place-{rank}").decode().split(" ", 1)
+            stuck_s, quiet_s, place = seen[rank]
             if quiet_s > max(3 * POLL_S, self.time_limit_s / 2):
                 silent.append(f"rank {rank} has been silent for {quiet_s:.0f} s, last in {place!r}")
             elif place != self._place:
-                behind.append(f"rank {rank} has been in {place!r} for {float(stuck_s) + quiet_s:.0f} s")
+                behind.append(f"rank {rank} has been in {place!r} for {stuck_s:.0f} s")
         return "; ".join(silent or behind) or "every other rank is there and waits too"

@@ -95,6 +95,8 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}; it must lie in [0, 1)")
+        if self.seed >= 2**63:
+            raise ValueError(f"train.seed is {self.seed}; it must be below 2^63")
         if any(rows < 1 for rows in self.micro_batches):
             raise ValueError(f"train.micro_batches is {self.micro_batches}; every process needs at least 1 sequence")
         if self.min_learning_rate > self.learning_rate:
@@ -198,7 +200,7 @@ class Recipe:
         """The recipe as a file that `load` reads back."""
         lines = []
         for section, keys in self.to_dict().items():
-            lines += [f"[{section}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items()), ""]
+            lines += [f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in keys.items()), ""]
         return "\n".join(lines)
 
     @classmethod
@@ -222,9 +224,12 @@ class Recipe:
         return cls(**values)
 
 
-# What may differ between a run and its resumption: how fast it goes, how long, and what is seen of it. None: all keys.
+# What may differ between a run and its resumption: how fast it goes, how long, how boldly, and what is seen of it. None: all keys.
 FREE_ON_RESUME: dict[str, set[str] | None] = {
-    "train": {"steps", "micro_batch", "micro_batches", "rungs", "time_limit_s"},
+    "train": {
+        "steps", "micro_batch", "micro_batches", "rungs", "time_limit_s",
+        "learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "clip",  # what tames a run that diverged
+    },  # fmt: skip
     "validation": None,
     "samples": None,
     "checkpoints": None,
@@ -277,6 +282,11 @@ def overridden(sections: dict[str, Any], overrides: Iterable[str]) -> dict[str, 
             raise ValueError(f"recipe section {section!r} is {sections[section]!r}; write [{section}] and its keys below it")
         sections[section][key] = value
     return sections
+
+
+def _toml(value: Any) -> str:
+    """A value in TOML's notation, which is JSON's but for characters beyond the first 65,536 and the delete character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _at_least(lowest: int, section: str, config: object, *names: str) -> None:

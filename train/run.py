@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from train.watch import Watch
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS, RECIPE, TOKENIZER = "checkpoints", "recipe.toml", "tokenizer.json"
 PREPARING_EVERY_S = 10.0
+LIKELY_VOCAB_SIZE = 50257  # for checks that come before the text is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +93,27 @@ def train(request: Request, console: Console) -> Outcome:
         ValueError: anything the user can mend, in one line.
     """
     recipe, device, run_dir = request.recipe, request.device, request.run_dir
-    resume = request.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    resume = request.resume or restarted
     with ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
         ranks = Ranks(device, time_limit_s=recipe.train.time_limit_s, stacks=run_dir / "stacks")
         stack.enter_context(ranks)
-        say = partial(console.print, soft_wrap=True, highlight=False) if ranks.first else lambda line: None
+        say = partial(console.print, soft_wrap=True, highlight=False, markup=False) if ranks.first else lambda line: None
+        _settings(request, LIKELY_VOCAB_SIZE, ranks, lambda line: None)  # what is wrong with it is said before hours of preparing
         lock = stack.push(RunLock(run_dir))
-        ranks.first_does(lambda: _claim(lock, resume))
-        found: list[Checkpoint | None] = []
-        ranks.first_does(lambda: found.append(_newest(run_dir, say)))
-        newest = found[0] if found else None
+        ranks.first_does(lambda: _claim(lock, resume, request.resume))
+        newest = _newest_of_all(run_dir, ranks, say) if resume else None
         state = ranks.agreed(newest.state if newest else None)
+        if state is not None:
+            _check_same_recipe(state, recipe, say)
 
         ranks.at("preparing data")
         text = _data(request, ranks, say)
         tokenizer = text.tokenizer()
+        _check_usable(recipe, text)
+        stop = stack.enter_context(StopRequest())  # until here a signal just ends it: what is prepared is kept
         if state is not None:
-            _check_same(state, recipe, text)
+            _check_same_text(state, text)
             say(f"going on from step {state['progress']['step']} of {run_dir}")
         elif resume:
             say(f"{run_dir} has no checkpoint yet: beginning at step 0")
@@ -132,9 +136,9 @@ def train(request: Request, console: Console) -> Outcome:
                 step.scaler.load_state_dict(state["scaler"])
             progress = Progress.from_dict(state["progress"])
         _say_what(say, request, settings, cut, text, step)
-        monitor = stack.enter_context(Monitor(device, index=ranks.local_rank))
-        watch = None
+        watch = monitor = None
         if ranks.first:
+            monitor = stack.enter_context(Monitor(device, index=ranks.local_rank))
             watch = stack.enter_context(_watch(request, console, progress.step if state is not None else None))
             watch.event(
                 "start", progress.step, settings=settings.to_dict(), device=device.name, world_size=ranks.world_size,
@@ -161,7 +165,8 @@ def train(request: Request, console: Console) -> Outcome:
         if ranks.first:
             tokenizers.save(tokenizer, run_dir / TOKENIZER)
             write_atomically(run_dir / RECIPE, recipe.to_toml().encode())
-        reason = loop.run()
+        with _in_one_line(settings, ranks):
+            reason = loop.run()
         if watch:
             watch.event("stop", progress.step, reason=reason)
         return Outcome(
@@ -173,22 +178,42 @@ def train(request: Request, console: Console) -> Outcome:
         )
 
 
-def _claim(lock: RunLock, resume: bool) -> None:
-    """Takes the run's folder for this run alone; what an earlier one began there is not begun anew."""
+def _claim(lock: RunLock, resume: bool, asked: bool) -> None:
+    """Takes the run's folder for this run alone; what an earlier one began there is not begun anew.
+
+    torchrun starts processes again with the command they began with, without --resume: that is this run if the folder says so.
+    """
     lock.__enter__()
-    checkpoints = lock.run_dir / CHECKPOINTS
+    checkpoints, launch = lock.run_dir / CHECKPOINTS, lock.run_dir / ".launch"
+    this = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    ours = resume and (asked or (launch.exists() and launch.read_text() == this))
     if checkpoints.is_dir():
         checkpoint.clean_leftovers(checkpoints)  # first: it may bring back the only one
-        if not resume and any(checkpoints.glob("step-*")):
+        if not ours and any(checkpoints.glob("step-*")):
             raise ValueError(f"{lock.run_dir} already holds a run; go on with --resume, or choose another --run-dir")
+    write_atomically(launch, this.encode())
+
+
+def _newest_of_all(run_dir: Path, ranks: Ranks, say: Callable[[str], object]) -> Checkpoint | None:
+    """The newest whole checkpoint on the first process's disk; None where the run has not written one yet.
+
+    Raises:
+        ValueError: all are damaged, or another machine holds a newer one.
+    """
+    found: list[Checkpoint | None] = []
+    ranks.first_does(lambda: found.append(_newest(run_dir, say)))
+    newest = found[0] if found else None
+    here = max((int(p.name.removeprefix("step-")) for p in (run_dir / CHECKPOINTS).glob("step-*") if p.is_dir()), default=0)
+    steps, mine = ranks.gathered(here), ranks.agreed(newest.step if newest else 0)
+    if max(steps) > max(mine, steps[0]):
+        raise ValueError(
+            f"rank {steps.index(max(steps))} sees step {max(steps)} in {run_dir}, rank 0 only step {mine}; share the folder, or "
+            "copy it to the machine of rank 0"
+        )
+    return newest
 
 
 def _newest(run_dir: Path, say: Callable[[str], object]) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None where the run has not written one yet.
-
-    Raises:
-        ValueError: there are some, and all are damaged.
-    """
     checkpoints = run_dir / CHECKPOINTS
     found = checkpoint.newest(checkpoints, warn=say)
     if found is None and any(checkpoints.glob("step-*")):
@@ -199,18 +224,45 @@ def _newest(run_dir: Path, say: Callable[[str], object]) -> Checkpoint | None:
     return found
 
 
-def _check_same(state: dict[str, Any], recipe: Recipe, text: Dataset) -> None:
-    """A resumed run trains the same model on the same tokens in the same way.
+def _check_usable(recipe: Recipe, text: Dataset) -> None:
+    """What the run will need later on is there now.
 
     Raises:
-        ValueError: names what differs.
+        ValueError: the corpus has no validation split, or the tokenizer no ids for the prompt.
     """
-    then, now = fixed_part(Recipe.from_dict(state["recipe"])), fixed_part(recipe)
+    if recipe.validation.every:
+        text.shards("val")
+    if recipe.samples.every:
+        try:
+            text.tokenizer().encode([recipe.samples.prompt])
+        except ValueError as error:
+            raise ValueError(f"samples.prompt cannot be tokenized: {error}; choose another with --set samples.prompt=…") from None
+
+
+def _check_same_recipe(state: dict[str, Any], recipe: Recipe, say: Callable[[str], object]) -> None:
+    """A resumed run trains the same model on the same tokens; what may change and did is said.
+
+    Raises:
+        ValueError: names what differs and must not.
+    """
+    before = Recipe.from_dict(state["recipe"])
+    then, now = fixed_part(before), fixed_part(recipe)
     for key in now:
         if then[key] != now[key]:
             raise ValueError(
                 f"{key} is {now[key]!r}, but the run began with {then[key]!r}; leave it as it was, or begin anew in another --run-dir"
             )
+    for key, value in asdict(recipe.train).items():
+        if (old := asdict(before.train)[key]) != value:
+            say(f"changed: train.{key} is {value!r}, was {old!r}")
+
+
+def _check_same_text(state: dict[str, Any], text: Dataset) -> None:
+    """A resumed run goes on in the text it began with.
+
+    Raises:
+        ValueError: names what differs.
+    """
     before, here = state["dataset"], _identity(text)
     for key, what in (("tokenizer_sha256", "tokenizer"), ("vocab_size", "vocabulary"), ("shards_sha256", "text")):
         if before[key] != here[key]:
@@ -218,6 +270,23 @@ def _check_same(state: dict[str, Any], recipe: Recipe, text: Dataset) -> None:
                 f"the {what} in {text.folder} is not the one the run began with ({str(here[key])[:12]} against "
                 f"{str(before[key])[:12]}); put the run's own back, or begin anew in another --run-dir"
             )
+
+
+@contextmanager
+def _in_one_line(settings: Settings, ranks: Ranks) -> Iterator[None]:
+    """Turns what a user can mend, and PyTorch tells at length, into a line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        words = str(error).lower()
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in words or "out of memory" in words:
+            w = settings.workload
+            raise ValueError(
+                f"out of memory at micro-batch {w.micro_batch} × {w.seq_len} tokens; lower train.micro_batch, or let stepladder tune find one"
+            ) from error
+        if ranks.world_size > 1 and any(word in words for word in ("closed by peer", "reset by peer", "nccl", "gloo")):
+            raise ValueError(f"rank {ranks.rank} has lost another process, which says why; start again with --resume") from error
+        raise
 
 
 def _data(request: Request, ranks: Ranks, say: Callable[[str], object]) -> Dataset:
@@ -230,13 +299,20 @@ def _data(request: Request, ranks: Ranks, say: Callable[[str], object]) -> Datas
         ranks.at(f"preparing {what}")
         if what != last or time.monotonic() - told > PREPARING_EVERY_S:
             told, last = time.monotonic(), what
-            say(f"preparing: {what}" + (f", {done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if total else ""))
+            say(what + (f", {done / 1e6:,.0f} of {total / 1e6:,.0f} MB" if total else ""))
 
     def found() -> Dataset:
         return dataset(config.corpus, config.tokenizer or None, corpora=request.corpora, progress=report)
 
     ranks.first_does(lambda: found() and None)
-    return found()
+    text = found()
+    for rank, other in enumerate(ranks.gathered(_identity(text))):
+        if other != _identity(text):
+            raise ValueError(
+                f"rank {rank} has other text than rank {ranks.rank} ({other['corpus']} {other['corpus_version']} against "
+                f"{text.info['corpus_version']}); copy the prepared folder to every machine"
+            )
+    return text
 
 
 def _identity(text: Dataset) -> dict[str, Any]:
@@ -252,13 +328,16 @@ def _settings(
     """This process's settings, and how all of them share a step."""
     recipe, device, world = request.recipe, request.device, ranks.world_size
     some = workload(recipe, vocab_size, micro_batch=1, accumulation=1, world_size=world)
-    names: Sequence[str] = recipe.train.rungs
-    if request.best:
-        measured = measured_best(request.records, device, some)
-        names = measured.rungs
-        for line in measured.told:
-            say(line)
-    rungs = choose_rungs(names, device, some, without=request.without)
+    def choose() -> tuple[str, ...]:
+        names: Sequence[str] = recipe.train.rungs
+        if request.best:
+            measured = measured_best(request.records, device, some)
+            names = measured.rungs
+            for line in measured.told:
+                say(line)
+        return choose_rungs(names, device, some, without=request.without)
+
+    rungs = ranks.first_does(choose)  # the same ones everywhere, whatever other machines would choose
     micro_batch = recipe.train.micro_batch
     if not micro_batch and not recipe.train.micro_batches:
         tuned = request.tuned(Settings(workload=some, rungs=rungs))

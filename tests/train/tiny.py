@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from hardware import detect
@@ -55,6 +56,7 @@ def run(
 ) -> Outcome:
     """A run in this process; its folder is ``folder / name``."""
     recipe = Recipe.from_dict(sections(folder, changes))
+    torch.set_num_threads(1)  # as the commands of their own have: the number of threads is part of the last bit
     with open(os.devnull, "w") as nowhere:
         return train(
             Request(
