@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from model import MODELS
@@ -78,25 +78,42 @@ def test_a_file_that_is_no_recipe(text: str, message: str, tmp_path: Path) -> No
         load(tmp_path / "absent.toml")
 
 
+VALUES = st.one_of(st.integers(-2, 100), st.floats(), st.text(max_size=8), st.booleans(), st.lists(st.integers(0, 9), max_size=3))
+
+
 @given(
-    st.dictionaries(
-        st.sampled_from(["data", "model", "train", "validation", "other"]),
-        st.one_of(
-            st.integers(),
-            st.dictionaries(
-                st.sampled_from(["corpus", "tokenizer", "name", "steps", "seq_len", "tokens_per_step", "clip", "x"]),
-                st.one_of(st.integers(), st.floats(), st.text(), st.booleans(), st.lists(st.integers())),
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["data.corpus", "data.tokenizer", "model.name", "model.dropout", "train.steps", "train.clip", "train.rungs",
+                 "train.micro_batches", "samples.prompt", "samples.top_k", "watch.trackio", "train.stepz", "trian.steps"]
             ),
+            VALUES,
         ),
+        max_size=4,
     )
-)
-def test_any_configuration_is_taken_or_refused_in_our_own_words(sections: dict) -> None:
+)  # fmt: skip
+def test_any_configuration_is_taken_or_refused_in_our_own_words(changes: list) -> None:
+    """What is taken can be written and read again, whatever characters it holds."""
+    sections = load(NANO).to_dict()
+    for name, value in changes:
+        section, key = name.split(".")
+        sections.setdefault(section, {})[key] = value
     try:
         recipe = Recipe.from_dict(sections)
     except ValueError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error).replace(repr(changes), "")
+        event("refused")
     else:
+        event("taken")
         assert Recipe.from_dict(tomllib.loads(recipe.to_toml())) == recipe
+
+
+@pytest.mark.parametrize("prompt", ["😀", "tab\t and \x7f", 'quote " and \\', "line\nline", ""])
+def test_a_prompt_of_any_characters_can_be_kept(prompt: str) -> None:
+    sections = load(NANO).to_dict()
+    sections["samples"]["prompt"] = prompt
+    assert Recipe.from_dict(tomllib.loads(Recipe.from_dict(sections).to_toml())).samples.prompt == prompt
 
 
 def test_what_may_change_when_a_run_goes_on() -> None:

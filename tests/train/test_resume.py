@@ -132,7 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, signal_at, monkeypa
         ({"train.seed": 7}, "train.seed is 7, but the run began with 1337"),
         ({"model.name": "mini"}, "model.name is 'mini', but the run began with 'pico'"),
         ({"data.tokenizer": "bytes"}, "data.tokenizer is 'bytes', but the run began with 'char'"),
-        ({"train.seq_len": 32}, "train.seq_len is 32, but the run began with 16"),
+        ({"train.seq_len": 8}, "train.seq_len is 8, but the run began with 16"),
     ],
 )
 def test_what_cannot_be_the_same_run_is_refused(changes, message, tmp_path: Path) -> None:
