@@ -16,7 +16,7 @@ test: venv  ## all tests
 live: venv  ## the harness tested by measuring for real: a quarter of an hour
 	$(RUN) -m pytest -m live -s $(ARGS)
 
-soak: venv  ## kills, mutations and long runs: half an hour
+soak: venv  ## kills, mutations and long runs: a quarter of an hour
 	$(RUN) -m pytest -m soak -s $(ARGS)
 
 venv: $(VENV)/installed  ## the environment, in .venv
