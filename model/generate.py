@@ -30,10 +30,15 @@ def generate(
 
     Yields:
         (B,) int64.
+
+    Raises:
+        ValueError: a logit is not finite.
     """
     for _ in range(num_tokens):
         idx = idx[:, -model.config.n_positions :]
         logits = model(idx)[:, -1].float()  # (B, V)
+        if not logits.isfinite().all():
+            raise ValueError("the model's logits are no numbers: its weights have diverged; use an earlier checkpoint")
         if temperature == 0.0:
             drawn = logits.argmax(-1)
         else:

@@ -314,10 +314,13 @@ class Loop:
                     top_k=config.top_k,
                     generator=torch.Generator().manual_seed(self.recipe.train.seed),
                 )
-                for token in drawn:
-                    if self.stop.name:  # the others are told with the next step
-                        return
-                    ids.append(int(token[0]))
+                try:
+                    for token in drawn:
+                        if self.stop.name:  # the others are told with the next step
+                            return
+                        ids.append(int(token[0]))
+                except ValueError as error:
+                    raise Diverged(f"{error}; {self._last_good()}; lower train.learning_rate") from error
             self.watch.sample(p.step, config.prompt, self.tokenizer.decode(ids))
         p.sampled = p.step
 

@@ -172,3 +172,41 @@ def test_compiled_training_validates_samples_and_goes_on(tmp_path: Path, signal_
     for ours, theirs in zip(tiny.rows(run_dir, "val"), tiny.rows(eager, "val"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=2e-3)
     assert len(tiny.rows(run_dir, "sample")) == len(tiny.rows(eager, "sample"))
+
+
+def test_a_run_that_diverged_goes_on_more_gently(tmp_path: Path, monkeypatch) -> None:
+    """The advice in the error can be followed."""
+    real, taken = loop.TrainStep.backward, []
+
+    def broken(self, *args: Any, **kwargs: Any):
+        taken.append(1)
+        return real(self, *args, **kwargs) * (float("nan") if len(taken) == 8 else 1.0)
+
+    monkeypatch.setattr(loop.TrainStep, "backward", broken)
+    with pytest.raises(loop.Diverged, match="loss is nan in step 8; the last good checkpoint is .*step-00000005"):
+        tiny.run(tmp_path)
+    monkeypatch.undo()
+    assert tiny.run(tmp_path, changes={"train.learning_rate": 2e-4, "train.clip": 0.5}, resume=True).step == 20
+
+
+def test_a_model_that_has_diverged_writes_nothing(tmp_path: Path) -> None:
+    wild = {"train.learning_rate": 1e25, "checkpoints.every": 1, "samples.every": 1, "validation.every": 1}
+    with pytest.raises(loop.Diverged, match="lower train.learning_rate"):
+        tiny.run(tmp_path, changes=wild)
+
+
+def test_what_the_run_will_need_is_asked_for_at_its_start(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="samples.prompt cannot be tokenized: .*choose another"):
+        tiny.run(tmp_path, changes={"samples.prompt": "ß"})
+    with pytest.raises(ValueError, match="dropout is 0.1, but the model char-bigram has none"):
+        tiny.run(tmp_path, changes={"model.name": "char-bigram", "model.dropout": 0.1})
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_out_of_memory_is_a_line(tmp_path: Path, monkeypatch) -> None:
+    def hungry(*args: Any, **kwargs: Any):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr(loop.TrainStep, "backward", hungry)
+    with pytest.raises(ValueError, match="out of memory at micro-batch 4 × 16 tokens; lower train.micro_batch"):
+        tiny.run(tmp_path)
