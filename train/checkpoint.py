@@ -170,6 +170,26 @@ def rotate(folder: Path, *, keep: int) -> None:
                 files.rename(path, folder / f".trash-{path.name}")  # gone at once: half of it is never seen
 
 
+def set_aside(folder: Path, step: int) -> Path | None:
+    """Takes a checkpoint out of the row that runs go on from, under the name ``suspect-…``; nothing of it is lost.
+
+    Returns:
+        Where it lies now; None if there is none of that step.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    name = folder_name(step)
+    if not (folder / name).is_dir():
+        return None
+    suspect = folder / f"suspect-{name}"
+    with _writing(folder):
+        if suspect.exists():
+            files.remove(suspect)  # of an earlier attempt at the same step
+        files.rename(folder / name, suspect)
+    return suspect
+
+
 def mark_best(folder: Path, step: int) -> None:
     """Notes which checkpoint is the best.
 

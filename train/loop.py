@@ -230,6 +230,8 @@ class Loop:
         dump = self.run_dir / f"diverged-step-{pending.step:08d}-rank-{self.ranks.rank}.npz"
         idx, targets = (np.stack([pair[i].cpu().numpy() for pair in pending.batch.micro_batches]) for i in (0, 1))
         np.savez(dump, idx=idx, targets=targets, loss=loss, norm=norm)
+        if self.ranks.first and not math.isfinite(loss):  # the weights that gave this loss are those of the step before
+            checkpoint.set_aside(self.run_dir / "checkpoints", pending.step - 1)
         last = self._last_good()
         what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
         if self.watch:

@@ -195,6 +195,23 @@ def test_a_model_that_has_diverged_writes_nothing(tmp_path: Path) -> None:
         tiny.run(tmp_path, changes=wild)
 
 
+def test_weights_that_give_no_number_are_not_gone_on_with(tmp_path: Path, monkeypatch) -> None:
+    """The checkpoint of the very step before a loss that is no number is set aside, and the one before it named."""
+    real = loop.TrainStep.backward
+    taken: list[int] = []
+
+    def broken(self, *args: Any, **kwargs: Any):
+        taken.append(1)
+        return real(self, *args, **kwargs) * (float("nan") if len(taken) == 11 else 1.0)
+
+    monkeypatch.setattr(loop.TrainStep, "backward", broken)
+    with pytest.raises(loop.Diverged, match="loss is nan in step 11; the last good checkpoint is .*step-00000005"):
+        tiny.run(tmp_path)
+    assert (tmp_path / "run" / "checkpoints" / "suspect-step-00000010" / "model.safetensors").exists()
+    monkeypatch.undo()
+    assert tiny.run(tmp_path, changes={"train.clip": 0.5}, resume=True).step == 20
+
+
 def test_what_the_run_will_need_is_asked_for_at_its_start(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="samples.prompt cannot be tokenized: .*choose another"):
         tiny.run(tmp_path, changes={"samples.prompt": "ß"})
