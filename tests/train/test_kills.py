@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.train import tiny
@@ -43,10 +45,14 @@ def until_step(process: subprocess.Popen, run_dir: Path, step: int) -> bool:
 
 
 def kill_group(process: subprocess.Popen, sign: int = signal.SIGKILL) -> None:
+    """Signals a process and all it has started; torchrun's workers are no part of its group."""
     try:
-        os.killpg(process.pid, sign)
-    except ProcessLookupError:
-        pass
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.send_signal(sign)
 
 
 @pytest.fixture
@@ -61,7 +67,8 @@ def started() -> Iterator[list[subprocess.Popen]]:
 def killed_again_and_again(folder: Path, kills: int, rng: random.Random, started: list, **torchrun: int) -> int:
     """Kills a run without warning at random steps and moments, resuming it each time; how many kills found it alive."""
     found_alive, run_dir = 0, folder / "run"
-    command = tiny.command(folder, "--run-dir", str(run_dir), "--resume", *SET, **torchrun)
+    halves = ["--set", "train.micro_batch=2"] if torchrun else []
+    command = tiny.command(folder, "--run-dir", str(run_dir), "--resume", *SET, *halves, **torchrun)
     for _ in range(kills):
         process = tiny.start(command)
         started.append(process)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.train import tiny
-from tests.train.test_kills import finish, kill_group, killed_again_and_again, started, until_step, whole  # noqa: F401
+from tests.train.test_kills import CHANGES, finish, kill_group, killed_again_and_again, started, until_step, whole  # noqa: F401
 
 SHORT = {"train.steps": 12, "checkpoints.every": 6, "validation.every": 6, "samples.every": 0}
 
@@ -96,7 +96,7 @@ def test_torchrun_starts_a_killed_process_again(tmp_path: Path, whole: Path, sta
 @pytest.mark.soak
 def test_two_processes_killed_ten_times(tmp_path: Path, started: list) -> None:  # noqa: F811
     alive = killed_again_and_again(tmp_path, 10, random.Random(3), started, processes=2)
-    whole_dir = trained(tmp_path, "whole", {"train.steps": 60, "checkpoints.every": 4, "validation.every": 20, "samples.every": 30}, started, 2)
+    whole_dir = trained(tmp_path, "whole", {**CHANGES, "train.micro_batch": 2}, started, 2)
     assert tiny.losses(tmp_path / "run") == tiny.losses(whole_dir)
     assert tiny.weights(tmp_path / "run", 60) == tiny.weights(whole_dir, 60)
     print(f"\n{alive} kills of two living processes")
