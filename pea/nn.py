@@ -140,13 +140,14 @@ def cross_entropy_loss(logits: Sequence[Value | float], target: int | Sequence[f
             not add up to 1.
     """
     logits = values(logits)
+    exps = _exps(logits)
     target = target if isinstance(target, Sequence) else one_hot(target, len(logits))
     if len(target) != len(logits):
         raise ValueError(f"target has {len(target)} probabilities for {len(logits)} logits; give one for each")
     if min(target) < 0.0 or not math.isclose(math.fsum(target), 1.0, abs_tol=1e-6):
         raise ValueError(f"target is {target!r:.80}; probabilities are not negative and add up to 1")
     top = max(z.data for z in logits)
-    log_total = sum(_exps(logits)).log() + top
+    log_total = sum(exps).log() + top
     return sum((log_total - z) * p for z, p in zip(logits, target) if p)
 
 

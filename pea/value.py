@@ -49,8 +49,8 @@ class Value:
     ) -> None:
         if type(data) is not float:
             if not isinstance(data, Real):
-                kind = type(data).__name__
-                raise TypeError(f"Value holds a real number, not {kind} {data!r:.80}; pass an int or a float")
+                shown = " ".join(f"{type(data).__name__} {data!r:.80}".split())  # an array prints on several lines
+                raise TypeError(f"Value holds a real number, not {shown}; pass an int or a float")
             data = float(data)
         self.data = data
         self.grad = 0.0
@@ -113,26 +113,28 @@ class Value:
             raise TypeError(f"** takes a number as exponent, not a Value; {remedy}")
         if not isinstance(exponent, Real):
             return NotImplemented
-        x, n = self.data, float(exponent)
+        x, n = float(self.data), float(exponent)
         try:
             power = x**n
         except ZeroDivisionError:
-            raise ZeroDivisionError(f"zero to a negative power: {x} ** {n:g}") from None
+            raise ZeroDivisionError(f"zero to a negative power: {x} ** {exponent}") from None
         except OverflowError:
-            raise OverflowError(f"{x} ** {n:g} is too large for a float") from None
+            raise OverflowError(f"{x} ** {exponent} is too large for a float") from None
         if isinstance(power, complex):
-            raise ValueError(f"{x} ** {n:g}: a negative number has no real power unless the exponent is an integer")
+            raise ValueError(f"{x} ** {exponent}: a negative number has no real power except integer ones")
         try:
             slope = n * x ** (n - 1.0) if n else 0.0
         except ZeroDivisionError:  # a root at zero: the curve stands upright
             slope = math.inf
         except OverflowError:  # the power is a float, its slope is too steep for one
             slope = n * power / x
-        return Value(power, f"** {n:g}", (self,), (slope,))
+        return Value(power, f"** {exponent}", (self,), (slope,))
 
     def __rpow__(self, base: float) -> "Value":
-        remedy = "with a positive base write (x * math.log(base)).exp()"
-        raise TypeError(f"** takes a number as exponent, not a Value, in {base!r:.80} ** x; {remedy}")
+        if isinstance(base, Real):
+            remedy = "with a positive base write (x * math.log(base)).exp()"
+            raise TypeError(f"** takes a number as exponent, not a Value, in {base} ** x; {remedy}")
+        return NotImplemented
 
     def relu(self) -> "Value":
         """The number itself where it is positive, else zero; NaN stays NaN."""

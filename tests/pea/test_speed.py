@@ -102,7 +102,7 @@ def test_a_training_step_is_at_least_one_and_a_half_times_as_fast(alone, collect
     engines = arms()
     if collector == "off":
         gc.disable()  # the harder comparison: nobody collects what the plain engine leaves behind
-    rounds = [{name: seconds(step, steps) for name, step in engines.items()} for _ in range(15 if steps == 1 else 5)]
+    rounds = [{name: seconds(step, steps) for name, step in engines.items()} for _ in range(9 if steps == 1 else 3)]
     for name in engines:
         ratio = statistics.median(r["plain"] / r[name] for r in rounds)
         step_ms = statistics.median(r[name] for r in rounds) * 1e3

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pea import Value
 from pea.value import dot, graph
@@ -178,8 +179,7 @@ def work():
     y.zero_grad()
     assert a.grad == 0.0
     assert repr(y) == "Value({nodes}.0, grad=0.0, op='+')".replace("{nodes}", str({nodes} + 1))
-    if {nodes} <= 100_000:
-        assert to_dot(y).count(" -> ") == 2 * {nodes}
+    assert to_dot(y).count(" -> ") == 2 * {nodes}
     del y  # frees the chain, one inside the other
     print("done")
 
@@ -190,9 +190,8 @@ thread.join()
 """
 
 
-@pytest.mark.parametrize("nodes", [100_000, 400_000])
-def test_a_deep_chain_is_walked_printed_drawn_and_freed_on_a_small_stack(nodes: int) -> None:
-    code = DEEP.format(root=str(ROOT), nodes=nodes)
+def test_a_deep_chain_is_walked_printed_drawn_and_freed_on_a_small_stack() -> None:
+    code = DEEP.format(root=str(ROOT), nodes=100_000)
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
@@ -298,6 +297,7 @@ REFUSED = [
     (lambda: Value(1.0) / Value(-0.0), ZeroDivisionError, "division by zero: 1.0 / -0.0"),
     (lambda: Value(0.0) ** -1, ZeroDivisionError, "zero to a negative power: 0.0 ** -1"),
     (lambda: Value(-8.0) ** 0.5, ValueError, "-8.0 ** 0.5: a negative number has no real power"),
+    (lambda: Value(-8.0) ** 2.0000001, ValueError, "-8.0 ** 2.0000001: a negative number"),
     (lambda: Value(1e200) ** 2, OverflowError, "1e+200 ** 2 is too large"),
     (lambda: Value(2.0) ** Value(3.0), TypeError, "** takes a number as exponent, not a Value"),
     (lambda: 2.0 ** Value(3.0), TypeError, "** takes a number as exponent, not a Value, in 2.0 ** x"),
@@ -306,6 +306,8 @@ REFUSED = [
     (lambda: Value(-math.inf).log(), ValueError, "log of -inf"),
     (lambda: Value(710.0).exp(), OverflowError, "exp of 710.0"),
     (lambda: Value(10**400), OverflowError, "too large"),
+    (lambda: Value(np.eye(2)), TypeError, "not ndarray array([[1., 0.], [0., 1.]]); pass"),
+    (lambda: torch.eye(2) ** Value(2.0), TypeError, "for ** or pow(): 'Tensor' and 'Value'"),
 ]
 
 
@@ -314,6 +316,13 @@ def test_what_has_no_answer_is_refused_in_one_line(call, error, message) -> None
     with pytest.raises(error, match=re.escape(message)) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+def test_a_numpy_number_put_in_later_is_held_to_the_same_rules() -> None:
+    x = Value(1.0)
+    x.data = np.float64(0.0)  # numpy would warn and go on with infinity
+    with pytest.raises(ZeroDivisionError, match=re.escape("0.0 ** -1")):
+        x**-1
 
 
 def test_nan_and_infinity_pass_through_unhidden() -> None:
