@@ -61,7 +61,10 @@ def hf_files(tokenizer: Tokenizer, *, max_length: int) -> dict[str, bytes]:
 
 
 def alphabet() -> list[str]:
-    """The visible character of every byte: its own where it has one, else the next from U+0100 on."""
+    """The visible character of every byte: its own where it has one, else the next from U+0100 on.
+
+    Source: bytes_to_unicode in https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    """
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = iter(range(0x100, 0x200))
     return [chr(byte if byte in visible else next(hidden)) for byte in range(256)]

@@ -175,12 +175,13 @@ class Loader:
 
 
 def validation_windows(
-    dataset: Dataset, *, seq_len: int, max_tokens: int, batch: int
+    dataset: Dataset, split: str = "val", *, seq_len: int, max_tokens: int, batch: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """The validation split in its own order, the same batches whatever runs beside: every token once.
+    """A split in its own order, the same batches whatever runs beside: every token once.
 
     Args:
-        dataset: whose split "val" is read.
+        dataset: what to read.
+        split: "val" or "train".
         seq_len: T.
         max_tokens: the first so many tokens of the split, or all if it has fewer.
         batch: sequences per batch, B; missing ones of the last are filled up with what counts for nothing.
@@ -189,7 +190,7 @@ def validation_windows(
         x, y, both (B, T) int64, and how many targets count.
     """
     check_positive(seq_len=seq_len, max_tokens=max_tokens, batch=batch)
-    windows = _windows_in_order(dataset.shards("val"), seq_len, max_tokens)
+    windows = _windows_in_order(dataset.shards(split), seq_len, max_tokens)
     while group := list(islice(windows, batch)):
         x, y = empty_batch(batch, seq_len, group[0][0].eot)
         for row, (stream, first, last) in enumerate(group):

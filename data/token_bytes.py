@@ -2,6 +2,7 @@
 
 import json
 
+from data.hf_tokenizer import alphabet
 from data.tokenizer_files import Tokenizer
 
 
@@ -34,7 +35,8 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 def _merged(merges: list[int]) -> list[bytes]:
     """As `data.bpe.from_merges` counts them: the mark, the bytes in the library's order, what merges make."""
-    parts = [b"", *(bytes([value]) for value in _alphabet())]
+    characters = alphabet()
+    parts = [b"", *(bytes([value]) for value in sorted(range(256), key=characters.__getitem__))]
     known = set(parts)
     for left, right in zip(merges[::2], merges[1::2], strict=True):
         whole = parts[left] + parts[right]
@@ -42,16 +44,3 @@ def _merged(merges: list[int]) -> list[bytes]:
             known.add(whole)
             parts.append(whole)
     return parts
-
-
-def _alphabet() -> list[int]:
-    """The 256 byte values in the order of the characters that byte-level encodings write for them.
-
-    Visible ones stand for themselves, the others for the characters from 256 on.
-
-    Source: bytes_to_unicode in https://github.com/openai/gpt-2/blob/master/src/encoder.py
-    """
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [value for value in range(256) if value not in visible]
-    character = {value: value for value in visible} | {value: 256 + i for i, value in enumerate(hidden)}
-    return sorted(range(256), key=character.__getitem__)

@@ -86,7 +86,8 @@ def exponential(key: Tensor, count: int) -> Tensor:
     """(B, count) exponentially distributed numbers from a (B,) int64 key below 2**32, the same on every device."""
     ids = torch.arange(count, device=key.device)
     bits = hashed(hashed(ids) ^ hashed(key)[:, None])  # (B, count)
-    return -torch.log1p(-(bits.float() + 0.5) * 2.0**-32)
+    # The largest would be rounded to 1, which takes for ever: then what was cut off would win.
+    return -torch.log1p(-((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24))
 
 
 def hashed(x: Tensor) -> Tensor:
@@ -172,7 +173,6 @@ def capacity(length: int, num_tokens: int, n_positions: int, slide: int = 1) -> 
     return min(n_positions, length - window_start(length, n_positions, slide) + num_tokens)
 
 
-@torch.no_grad()
 def generate(
     model: nn.Module | Reader,
     idx: Tensor,
@@ -184,7 +184,7 @@ def generate(
     slide: int = 1,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Yields one new token per sequence at a time.
+    """Writes one new token per sequence at a time.
 
     Args:
         model: a model, or a `Reader` of one.
@@ -194,11 +194,11 @@ def generate(
         slide: how many of the oldest tokens leave the window at a time when it is full, 1 to n_positions.
         generator: on the CPU; the same state draws the same tokens on any device that computes the same logits.
 
-    Yields:
-        (B,) int64.
+    Returns:
+        An iterator of (B,) int64. It raises ValueError where a logit is not finite.
 
     Raises:
-        ValueError: a number is out of range, or a logit is not finite.
+        ValueError: a number is out of range.
     """
     reader = model if isinstance(model, Reader) else Reader(model)
     choice = Choice(temperature=temperature, top_k=top_k, top_p=top_p)
@@ -206,7 +206,13 @@ def generate(
     if not 1 <= slide <= most:
         raise ValueError(f"slide is {slide}; it must be from 1 to the model's {most} positions")
     tokens = _draw(reader, idx, _keys(num_tokens, idx, generator), choice, slide)
-    for token in _one_ahead(tokens) if idx.is_cuda else tokens:
+    return _only_tokens(_one_ahead(tokens) if idx.is_cuda else tokens)
+
+
+@torch.no_grad()
+def _only_tokens(tokens: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Raises ValueError instead of what is none."""
+    for token in tokens:
         if bool((token < 0).any()):
             raise ValueError("the model's logits are no numbers: its weights have diverged; use an earlier checkpoint")
         yield token
@@ -219,15 +225,17 @@ def _keys(num_tokens: int, idx: Tensor, generator: torch.Generator | None) -> It
 
 
 def _draw(reader: Reader, idx: Tensor, all_keys: Iterator[Tensor], choice: Choice, slide: int) -> Iterator[Tensor]:
-    n_positions, start, token = reader.model.config.n_positions, None, None
+    n_positions, length, start, token = reader.model.config.n_positions, idx.shape[1], None, None
     for key in all_keys:
-        before, start = start, window_start(idx.shape[1], n_positions, slide)
+        before, start = start, window_start(length, n_positions, slide)
         if start != before:
-            token = choose(reader.begin(idx[:, start:]), key, choice)
+            idx = idx[:, start - length :]  # what has left the window is never seen again
+            token = choose(reader.begin(idx), key, choice)
         else:
-            token, _ = reader.step(token.clamp(min=0), key, choice)
+            token, _ = reader.step(token, key, choice)
         yield token
-        idx = torch.cat([idx, token[:, None]], dim=1)
+        token = token.clamp(min=0)  # a GPU reads on before anyone has seen that it is none
+        idx, length = torch.cat([idx, token[:, None]], dim=1), length + 1
 
 
 def _one_ahead(tokens: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -91,6 +91,8 @@ def notes(curves: Sequence[Curve], beyond: list[str]) -> list[str]:
     asked = [f"HellaSwag over {items} items, with its 95 % interval; published: over all 10,042."] if items else []
     if len(curves) > 1:
         lines = f"Line: training loss, mean over 1/{SMOOTHING} of the run. Dots: validation; ring: its best."
+        if len({_words(c.run, "tokenizer_sha256") for c in curves} - {""}) > 1:
+            lines += " Their tokenizers differ, so losses per token do not compare."
         return [lines, *beyond, *asked]
     run = curves[0].run
     reading = [*beyond, *asked, "Triangles: the run was resumed here." if run.resumed else ""]

@@ -136,17 +136,19 @@ def to_hf(folder: Path, found: "Checkpoint", loaded: "Loaded") -> None:
     from data.dataset import eot_in_text
     from data.hf_tokenizer import hf_files
     from model import hf, pretrained
+    from stepladder.loading import HF_TOKENIZER, TOKENIZER_SHA256
 
     config = loaded.model.config
     tensors = hf.to_hf(loaded.model.state_dict(), config)
     del tensors[hf.HEAD]  # it is the embedding table, and transformers knows
     write_tensors(folder / pretrained.WEIGHTS, tensors)
     eot = None if eot_in_text(loaded.tokenizer) else loaded.tokenizer.eot
-    write_json(folder / pretrained.CONFIG, hf.config_to_hf(config, eot))
+    said = {**hf.config_to_hf(config, eot), TOKENIZER_SHA256: loaded.tokenizer.sha256}
+    write_json(folder / pretrained.CONFIG, said)
     write_json(folder / "generation_config.json", {"bos_token_id": eot, "eos_token_id": eot})
     for name, content in hf_files(loaded.tokenizer, max_length=config.n_positions).items():
         files.write_new(folder / name, [content])
-    tokenizers.save(loaded.tokenizer, folder / "stepladder_tokenizer.json")
+    tokenizers.save(loaded.tokenizer, folder / HF_TOKENIZER)
 
 
 WRITERS = {"weights": to_weights, "safetensors": to_safetensors, "hf": to_hf}

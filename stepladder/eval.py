@@ -4,7 +4,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stepladder.evaluation import Meter, Session, computing, session, stoppable, text_for
-from stepladder.loading import KINDS, Loaded, load_model
+from stepladder.loading import KINDS, Loaded, load_model, memory_in_one_line
 from stepladder.prepare import CORPORA, Reporter
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from evals.hellaswag import Score
 
 DEFAULT_TOKENS = 1_000_000
+MOST = 1_000_000  # tokens of a sequence, or sequences: more than any memory holds
 DEFAULT_SEQ_LEN = 256  # of a model without a longest sequence
 # In a forward pass: what keeps a GPU busy, with room for the logits: GPT-2's take 1.6 GB at 8,192 tokens. A processor gains
 # nothing by more than its caches hold.
@@ -85,7 +85,7 @@ def hellaswag(
 
     if scoring not in (*SCORINGS, "both"):
         raise unknown("scoring", scoring, (*SCORINGS, "both"))
-    with session(device) as here:
+    with session(device) as here, memory_in_one_line("lower --batch-tokens"):
         with reporter(here) as report:
             loaded = here.everywhere(lambda: load_model(model, ckpt, progress=report))
             asked = read(data or here.everywhere(lambda: fetch(corpora, report)))[: items or None]
@@ -128,12 +128,16 @@ def loss(
     seq_len: Annotated[
         int | None,
         typer.Option(
-            metavar="T", min=1, show_default=False, help="Tokens of a sequence; default: as in training, or the longest."
+            metavar="T",
+            min=1,
+            max=MOST,
+            show_default=False,
+            help="Tokens of a sequence; default: as in training, or the longest.",
         ),
     ] = None,
     micro_batch: Annotated[
         int | None,
-        typer.Option(metavar="B", min=1, help="Sequences of a forward pass; lower it where memory is short."),
+        typer.Option(metavar="B", min=1, max=MOST, help="Sequences of a forward pass; lower it where memory is short."),
     ] = None,
     rungs: Rungs = "",
     device: Kind = None,
@@ -151,7 +155,7 @@ def loss(
     from evals import text_loss
 
     check_split(split)
-    with session(device) as here, ExitStack() as stack:
+    with session(device) as here, memory_in_one_line("lower --micro-batch or --seq-len"), ExitStack() as stack:
         with reporter(here) as report:
             loaded = here.everywhere(lambda: load_model(model, ckpt, progress=report))
             T = usual_seq_len(loaded, seq_len)
@@ -160,7 +164,8 @@ def loss(
             text = here.everywhere(lambda: text_for(loaded, data, corpora, report))
         limit = tokens or sys.maxsize
         windows = validation_windows(
-            replace(text, by_split={**text.by_split, "val": text.shards(split)}),  # it reads the split of that name
+            text,
+            split,
             seq_len=T,
             max_tokens=limit,
             batch=micro_batch or max(1, BATCH_TOKENS[here.device.kind] // T),
@@ -199,7 +204,8 @@ def show_scores(console: Console, loaded: Loaded, scores: "Sequence[Score]", how
     from evals.hellaswag import PUBLISHED
 
     words = f"{title(loaded)} on HellaSwag, {scores[0].items:,} items"
-    table = Table(title=words, title_justify="left", box=box.SIMPLE)
+    console.print(words, soft_wrap=True, markup=False, highlight=False)
+    table = Table(box=box.SIMPLE)
     table.add_column("scoring")
     table.add_column("weights")
     for heading in ("acc", "95 %", "acc_norm", "95 %"):
@@ -227,7 +233,8 @@ def show_scores(console: Console, loaded: Loaded, scores: "Sequence[Score]", how
 def show_loss(console: Console, loaded: Loaded, text: "Dataset", split: str, found: "TextLoss", how: str) -> None:
     """What came out."""
     words = f"{title(loaded)} on {text.info['corpus']}, {split}"
-    table = Table(title=words, title_justify="left", box=box.SIMPLE, show_header=False)
+    console.print(words, soft_wrap=True, markup=False, highlight=False)
+    table = Table(box=box.SIMPLE, show_header=False)
     table.add_column("quantity")
     table.add_column("value", justify="right")
     table.add_row("loss, nats per token", f"{found.nats_per_token:.4f}", style="bold")

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -194,8 +194,9 @@ def text_for(loaded: Loaded, name_or_path: str | None, corpora: Path, progress: 
     """
     from data import foreign, tokenizers
     from data.corpora import corpus
-    from data.dataset import open_dataset, open_foreign
+    from data.dataset import DatasetError, open_dataset, open_foreign
     from data.prepare import prepare
+    from data.shards import ShardError
 
     if name_or_path is None:
         name_or_path = loaded.state.get("recipe", {}).get("data", {}).get("corpus")
@@ -217,9 +218,10 @@ def text_for(loaded: Loaded, name_or_path: str | None, corpora: Path, progress: 
     source.fetch(corpora / "raw", progress)
     version = source.version(corpora / "raw")
     for description in sorted((corpora / source.name).glob("*/dataset.json")):
-        text = open_dataset(description.parent)
-        if (text.info["tokenizer_sha256"], text.info["corpus_version"]) == (tokenizer.sha256, version):
-            return text
+        with suppress(DatasetError, ShardError):  # what is damaged may be another one; its own is made again below
+            text = open_dataset(description.parent)
+            if (text.info["tokenizer_sha256"], text.info["corpus_version"]) == (tokenizer.sha256, version):
+                return text
     with ExitStack() as stack:
         if tokenizer.to_json()["kind"] in ("gpt2", "bytes"):
             spec = tokenizer.to_json()["kind"]

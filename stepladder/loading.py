@@ -1,7 +1,8 @@
 """A trained model from wherever it lies: a run, one of its checkpoints, a converted folder, or GPT-2's own release."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 PRETRAINED = "gpt2-pretrained"
 KINDS = ("gpt2", PRETRAINED, "char-bigram", "char-transformer")
 GPT2_VOCAB_SIZE = 50257
+HF_TOKENIZER = "stepladder_tokenizer.json"  # beside Hugging Face's own files, which tell less
+TOKENIZER_SHA256 = "stepladder_tokenizer_sha256"  # in their config.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ def load_model(
         ValueError: there is no such model, it is of another kind, or damaged, or its tokenizer is missing or another.
         OSError: released weights cannot be downloaded.
     """
-    from model.plain import is_plain_folder
+    from model.plain import CONFIG, is_plain_folder
     from model.pretrained import is_pretrained_folder
     from optim_ladder import unknown
 
@@ -73,8 +76,12 @@ def load_model(
         raise ValueError(f"{kind} needs its weights: add --ckpt runs/NAME, or the folder of one of its checkpoints")
     if is_plain_folder(ckpt):
         return _plain(kind, ckpt, device)
-    if kind == "gpt2" and is_pretrained_folder(ckpt):
+    if is_pretrained_folder(ckpt):
+        if kind != "gpt2":
+            raise ValueError(f"{ckpt} has Hugging Face's layout, whatever was trained; use: {PRETRAINED} --ckpt {ckpt}")
         return _pretrained(ckpt, device, progress)
+    if (ckpt / CONFIG).is_file():  # a converted folder, or meant to be one: its reader says what is wrong
+        return _plain(kind, ckpt, device)
     return _trained(kind, ckpt, device)
 
 
@@ -110,6 +117,24 @@ def open_checkpoint(ckpt: Path, *, names: Sequence[str] | None = None) -> "Check
     return newest
 
 
+@contextmanager
+def memory_in_one_line(remedy: str) -> Iterator[None]:
+    """Turns a lack of memory, which PyTorch tells at length, into a line.
+
+    Raises:
+        ValueError: there was too little; it says the remedy.
+    """
+    import torch
+
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not known and not any(words in str(error) for words in ("out of memory", "can't allocate memory")):
+            raise
+        raise ValueError(f"out of memory; {remedy}") from error
+
+
 def _trained(kind: str, ckpt: Path, device: "torch.device | str") -> Loaded:
     found = open_checkpoint(ckpt, names=["model"])
     said = found.state.get("model") or {}
@@ -139,14 +164,16 @@ def _pretrained(given: Path | None, device: "torch.device | str", progress: "Pro
     """GPT-2's released weights, or any in the same layout."""
     from data import tokenizers
     from data.gpt2 import fetch_gpt2
-    from model.pretrained import is_pretrained_folder, load_pretrained
+    from model.plain import is_plain_folder
+    from model.pretrained import CONFIG, load_pretrained
+    from model.weights import read_json
 
     folder = given if given is not None and given.exists() else None
-    if folder is not None and not is_pretrained_folder(folder):
+    if folder is not None and (is_plain_folder(folder) or not (folder / CONFIG).is_file()):
         raise ValueError(f"{folder} has not Hugging Face's layout; for what was trained here use: gpt2 --ckpt {folder}")
     name = str(given or "gpt2")
     model = load_pretrained(name, progress=progress)
-    own = folder / "stepladder_tokenizer.json" if folder else None
+    own = folder / HF_TOKENIZER if folder else None
     if own is not None and own.exists():
         tokenizer = tokenizers.load(own)
     elif model.config.vocab_size == GPT2_VOCAB_SIZE:
@@ -155,13 +182,15 @@ def _pretrained(given: Path | None, device: "torch.device | str", progress: "Pro
     else:
         raise ValueError(
             f"{name} has {model.config.vocab_size} token ids, not GPT-2's {GPT2_VOCAB_SIZE}; put the tokenizer.json of its "
-            "run there as stepladder_tokenizer.json"
+            f"run there as {HF_TOKENIZER}"
         )
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"{own} has {tokenizer.vocab_size} token ids, more than the {model.config.vocab_size} of the model beside it; "
             "put its own there"
         )
+    if folder is not None and (trained_with := read_json(folder / CONFIG).get(TOKENIZER_SHA256)) is not None:
+        _check_tokenizer(tokenizer, trained_with, own, folder)
     return Loaded(model=model.to(device).eval(), tokenizer=tokenizer, name=name, step=None, checkpoint_path=folder)
 
 
@@ -182,12 +211,16 @@ def _tokenizer(place: Path, trained_with: str | None, where: Path) -> "Tokenizer
     if not place.exists():
         raise ValueError(f"{where} has lost its tokenizer: put the run's tokenizer.json at {place}")
     tokenizer = tokenizers.load(place)
+    _check_tokenizer(tokenizer, trained_with, place, where)
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: "Tokenizer", trained_with: Any, place: Path, where: Path) -> None:
     if tokenizer.sha256 != trained_with:
         raise ValueError(
             f"{place} is not the tokenizer that {where} was trained with ({tokenizer.sha256[:12]} against "
             f"{str(trained_with)[:12]}); put its own back"
         )
-    return tokenizer
 
 
 def _module(name: str, shape: Any, tensors: "dict[str, Tensor]", where: Path) -> "nn.Module":

@@ -21,10 +21,11 @@ CHECKPOINTS = (
     r"(([a-z][a-z0-9_]*\.safetensors|state\.json|manifest\.json))?"
 )
 RUN = re.compile(
-    rf"\.lock|\.launch|\.[^/]+\.\d+\.tmp|metrics\.jsonl|recipe\.toml|tokenizer\.json|(loss|hellaswag)\.(png|svg)|stacks/(rank-\d+\.txt)?"
+    rf"\.lock|\.launch|\.[^/]+\.\d+\.tmp|metrics\.jsonl|recipe\.toml|tokenizer\.json|loss\.(png|svg)|stacks/(rank-\d+\.txt)?"
     rf"|diverged-step-\d{{8,}}-rank-\d+\.npz|tensorboard/(events\.out\.tfevents\.[^/]+)?|{CHECKPOINTS}"
 )
 DATASET = re.compile(r"\.lock|dataset\.json|tokenizer\.json|(train|val)_\d{6,}\.bin|\.[^/]+\.tmp")
+STACKS = re.compile(r"rank-\d+\.txt")
 CONVERSION = re.compile(rf"model\.safetensors|({CONVERTED})\.(json|txt)|{CHECKPOINTS}")
 ANYTHING = re.compile(r".*", re.DOTALL)
 
@@ -87,6 +88,8 @@ def runs(folder: Path) -> Found:
             yield from conversion(path, int(match[1]))
         elif is_folder(path) and OWNER.fullmatch(beginning(path / ".lock", 300)):
             yield gathered("run", path, RUN, lock=path / ".lock", note=saved(path))
+        elif path.name == "stacks" and is_folder(path):
+            yield gathered("unfinished", path, STACKS, note="of an evaluation that was given up")
         else:
             yield Kept(path=path, reason="is a link" if path.is_symlink() else "is no run")
 

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from stepladder.loading import KINDS, Loaded, load_model
+from stepladder.loading import KINDS, Loaded, load_model, memory_in_one_line
 from stepladder.prepare import Reporter
 from stepladder.writing import read_prompt, show, stops
 
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 
 RECORDS = Path(__file__).resolve().parent.parent / "results" / "records"
 USUAL_RUNGS = ("kv_cache",)  # exact, and nothing to wait for
-OPTIONS = ("--ckpt", "--prompt", "--prompt-file", "--max-tokens", "--temperature", "--top-k", "--top-p", "--rungs")
+LESS_MEMORY = "lower -n or --max-tokens, or write with --device cpu"
+MOST = 1_000_000  # samples: no machine has memory for so many
 SAVES_PASSES = 4  # of a window that slides by this part of itself
 
 
@@ -47,7 +47,9 @@ def sample(
         typer.Option(metavar="FILE", help="The prompt from a file, or with - from stdin, but for its last newline."),
     ] = None,
     max_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="The most tokens to write.")] = 200,
-    num: Annotated[int, typer.Option("-n", "--num", metavar="N", min=1, help="Samples, written all at once.")] = 1,
+    num: Annotated[
+        int, typer.Option("-n", "--num", metavar="N", min=1, max=MOST, help="Samples, written all at once.")
+    ] = 1,
     temperature: Annotated[
         float, typer.Option(metavar="T", help="Divides the logits; 0 takes the likeliest token.")
     ] = 1.0,
@@ -94,9 +96,10 @@ def sample(
 
     Choice(temperature=temperature, top_k=top_k, top_p=top_p)  # wrong numbers are said before a model is loaded
     given = read_prompt(prompt, prompt_file)
-    without = [left_out(argument) for argument in context.args]
+    options = [name for parameter in context.command.params for name in (*parameter.opts, *parameter.secondary_opts)]
+    without = [left_out(argument, options) for argument in context.args]
     here = detect(device)
-    with Reporter(Console(stderr=True)) as report:
+    with Reporter(Console(stderr=True)) as report, memory_in_one_line(LESS_MEMORY):
         loaded = within_vocabulary(load_model(model, ckpt, here.torch_device(), progress=report))
     ids = loaded.tokenizer.encode([given])[0] if given is not None else [loaded.tokenizer.eot]
     settings = choose_rungs(
@@ -105,9 +108,13 @@ def sample(
     for line in what_to_expect(loaded, settings, len(ids), max_tokens, slide):
         print(line, file=sys.stderr)
     ends = stops(loaded.tokenizer) if stop is None else stop
-    with build_sampler(settings, here, model=loaded.model) as sampler, StopRequest() as told, memory_in_one_line(num):
+    with (
+        memory_in_one_line(LESS_MEMORY),
+        build_sampler(settings, here, model=loaded.model) as sampler,
+        StopRequest() as told,
+    ):
         written = sampler.write(
-            torch.tensor([ids] * num),
+            torch.tensor([ids]).expand(num, -1),
             num_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -119,8 +126,12 @@ def sample(
     raise typer.Exit(told.exit_code or 0)
 
 
-def left_out(argument: str) -> str:
+def left_out(argument: str, known: Sequence[str]) -> str:
     """The rung that --no-RUNG leaves out.
+
+    Args:
+        argument: as it was given.
+        known: the names of all other options, to suggest one.
 
     Raises:
         ValueError: it is no such option.
@@ -131,7 +142,7 @@ def left_out(argument: str) -> str:
     options = {f"--no-{r.name}".replace("_", "-"): r.name for r in SAMPLING}
     if (name := argument.replace("_", "-")) in options:
         return options[name]
-    raise unknown("argument", argument, [*OPTIONS, *options])
+    raise unknown("argument", argument, [*(name for name in known if name.startswith("--")), *options])
 
 
 def within_vocabulary(loaded: Loaded) -> Loaded:
@@ -206,10 +217,13 @@ def what_to_expect(
     loaded: Loaded, settings: "SamplingSettings", length: int, num_tokens: int, slide: int
 ) -> Iterator[str]:
     """What a user would otherwise wonder about, a line each."""
+    from model.generate import window_start
+
     n_positions = loaded.model.config.n_positions
     if settings.workload.is_transformer:
         if length > n_positions:
-            yield f"the prompt has {length:,} tokens; the model sees the last {n_positions:,}"
+            seen = length - window_start(length, n_positions, slide)
+            yield f"the prompt has {length:,} tokens; the model sees the last {seen:,}"
         if length + num_tokens > n_positions and slide == 1:
             faster = max(1, n_positions // SAVES_PASSES)
             yield (
@@ -218,16 +232,3 @@ def what_to_expect(
             )
     if "compile" in settings.rungs:
         yield "compiling a step, up to a minute the first time"
-
-
-@contextmanager
-def memory_in_one_line(num: int) -> Iterator[None]:
-    """Turns a lack of memory, which PyTorch tells at length, into a line."""
-    import torch
-
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
-            raise
-        raise ValueError(f"out of memory with {num} samples at once; lower -n or --max-tokens") from error

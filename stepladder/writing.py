@@ -32,6 +32,11 @@ def read_prompt(prompt: str | None, file: Path | None) -> str | None:
             where = "stdin" if file == STDIN else file
             found = f"byte 0x{content[error.start]:02x} at place {error.start}"
             raise ValueError(f"{where} is not UTF-8 text ({found}); convert it, e.g. with iconv -t utf-8") from None
+    elif prompt is not None and not prompt.isascii():
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:  # what the shell gave is kept in half characters
+            raise ValueError("--prompt is not UTF-8 text; convert it, or write with a UTF-8 terminal") from None
     if prompt == "":
         raise ValueError("the prompt is empty; write something, or leave it out to begin a new document")
     return prompt

@@ -315,6 +315,15 @@ def test_validation_reads_every_token_once_in_order_up_to_its_limit(
     assert before == np.concatenate([[EOT, *shard[:-1]] for shard in shards])[:max_tokens].tolist()
 
 
+def test_any_split_can_be_read_in_its_order(tmp_path):
+    shards = [documents(20), documents(9, 4)]
+    dataset = make_dataset(tmp_path, train=shards, val=[documents(30)])
+    seen = [y[y != IGNORED] for _, y, _ in validation_windows(dataset, "train", seq_len=8, max_tokens=99, batch=2)]
+    assert np.concatenate(seen).tolist() == np.concatenate(shards).tolist()
+    with pytest.raises(ValueError, match="split is 'test'; it must be 'train' or 'val'"):
+        next(validation_windows(dataset, "test", seq_len=8, max_tokens=99, batch=2))
+
+
 def test_validation_opens_no_shard_beyond_its_limit(text, tmp_path):
     dataset = make_dataset(tmp_path, val=[documents(20), documents(20)])
     dataset.shards("val")[1].path.unlink()

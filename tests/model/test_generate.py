@@ -12,6 +12,7 @@ from model import GPT2, GPT2Config
 from model.generate import (
     Choice,
     Reader,
+    _draw,
     _one_ahead,
     capacity,
     choose,
@@ -129,6 +130,23 @@ def test_the_numbers_never_change() -> None:
     torch.testing.assert_close(there, exponential(torch.tensor([7, 8]), 5000), rtol=1e-5, atol=0)
 
 
+def unhashed(x: int) -> int:
+    """What `hashed` makes this number of."""
+    inverse = pow(0x45D9F3B, -1, 2**32)
+    for _ in range(2):
+        x = ((x ^ (x >> 16)) * inverse) & 0xFFFFFFFF
+    return x ^ (x >> 16)
+
+
+def test_the_last_one_left_wins_however_late_it_comes() -> None:
+    """The largest random number would be rounded to a time without end, in which all that was cut off comes in too."""
+    late = unhashed(unhashed(2**32 - 1) ^ int(hashed(torch.tensor(3))))
+    numbers = exponential(torch.tensor([late]), 4)
+    assert numbers.isfinite().all() and numbers.argmax() == 3
+    for how in ({"top_k": 1}, {"top_p": 0.5}):
+        assert choose(torch.tensor([[0.0, 0.0, 0.0, 9.0]]), torch.tensor([late]), Choice(**how)).tolist() == [3]
+
+
 def test_a_rounding_error_hardly_ever_draws_another_token() -> None:
     """As cached and uncached logits differ: 512 tokens of a model that knows nothing, over GPT-2's whole vocabulary."""
     generator = torch.Generator().manual_seed(0)
@@ -178,6 +196,24 @@ def test_a_number_out_of_range_is_one_clear_line(wrong: dict, words: str) -> Non
 def test_logits_that_are_no_numbers_are_an_error(value: float, how: dict) -> None:
     with pytest.raises(ValueError, match="its weights have diverged"):
         next(generate(Fixed([0.0, value, 1.0, 2.0]), torch.zeros(2, 1, dtype=torch.int64), num_tokens=1, **how))
+
+
+def test_reading_on_after_no_number_is_no_crash() -> None:
+    """A GPU has begun with the next token, here with a window that slides, before anyone has looked at this one."""
+    model = GPT2(GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=4, vocab_size=5)).eval()
+    with torch.no_grad():
+        model.wte.weight[0] = math.nan
+        drawn = _draw(Reader(model), torch.ones(1, 4, dtype=torch.int64), iter(keys(3, 1, None)), Choice(), 1)
+        assert [int(token) for token in drawn] == [-1] * 3
+
+
+def test_what_has_left_the_window_is_not_carried_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else writing a long text would copy all of it for every token."""
+    widths, honest = [], torch.cat
+    monkeypatch.setattr(torch, "cat", lambda tensors, dim: widths.append(made := honest(tensors, dim)) or made)
+    for slide in (1, 3):
+        assert len(list(generate(Numbered(), torch.tensor([[0]]), num_tokens=60, temperature=0.0, slide=slide))) == 60
+    assert max(made.shape[1] for made in widths) == 5
 
 
 def test_the_context_is_cut_to_what_the_model_holds() -> None:

@@ -155,6 +155,14 @@ def test_several_runs_are_drawn_over_each_other(tmp_path: Path, monkeypatch: pyt
     assert "step" in found
 
 
+def test_losses_in_units_that_differ_are_said_to(tmp_path: Path) -> None:
+    a, b, c = (
+        make_run(tmp_path / name, steps=9, dataset={"tokenizer_sha256": sha}) for name, sha in zip("abc", "112", strict=True)
+    )
+    words = "Their tokenizers differ, so losses per token do not compare."
+    assert not any(words in text for text in texts(draw(a, b))) and any(words in text for text in texts(draw(a, b, c)))
+
+
 def test_runs_of_different_steps_are_compared_by_tokens(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / str(size), tokens_per_step=size) for size in (1000, 2000)]
     figure = draw(*folders)

@@ -156,9 +156,10 @@ def test_only_what_was_asked_for(capsys, home: Path, what: str, gone: list[str])
     assert contents(home) == {file: content for file, content in before.items() if file not in expected}
 
 
-def test_nobody_to_ask_removes_nothing(capsys, home: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("nobody", [os.devnull, None])
+def test_nobody_to_ask_removes_nothing(capsys, home: Path, monkeypatch, nobody: str | None) -> None:
     before = contents(home)
-    monkeypatch.setattr("sys.stdin", open(os.devnull))
+    monkeypatch.setattr("sys.stdin", nobody and open(nobody))
     code, out, err = run(capsys, home)
     assert code == 2 and str(home / "runs" / "nano") in out
     assert (
@@ -209,6 +210,7 @@ def test_what_others_made_stays_and_is_named(capsys, home: Path) -> None:
         write(home / "runs" / "nano" / "checkpoints" / "step-00000002" / "mine.pt"),
         write(home / "runs" / "nano" / "plots" / "mine.png"),
         write(home / "runs" / "nano" / "metrics.jsonl.bak"),
+        write(home / "runs" / "nano" / "hellaswag.png"),
         write(home / "runs" / "fake" / "metrics.jsonl"),
         write(home / "runs" / "locked" / ".lock", "not what a run writes"),
         write(home / "runs" / "nano-hf" / "config.json"),
@@ -335,6 +337,14 @@ def test_what_cannot_be_removed_is_said_and_the_rest_goes(capsys, home: Path, mo
     assert code == 2 and "removed 6 of 7" in out
     assert err == f"error: {home / 'runs' / 'nano' / 'recipe.toml'} could not be removed: Operation not permitted\n"
     assert not (home / "corpora" / "page").exists()
+
+
+def test_stacks_of_an_evaluation_that_was_given_up(capsys, home: Path) -> None:
+    write(home / "runs" / "stacks" / "rank-1.txt", "a stack")
+    mine = write(home / "runs" / "stacks" / "mine.txt")
+    code, out, _ = run(capsys, home, "unfinished", "--force")
+    assert code == 0 and "runs/stacks  (of an evaluation that was given up)" in out
+    assert contents(mine.parent) == {"mine.txt": b"of the user's own"}
 
 
 def test_caches_of_the_project_alone(capsys, home: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line as a user meets it."""
 
+import io
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import stepladder.cli
 import stepladder.compare
 import stepladder.ladder
 import stepladder.plot
@@ -95,6 +97,8 @@ def test_plot_draws_and_says_what_it_skipped(capsys, records: Path, tmp_path: Pa
     ("arguments", "words"),
     [
         (["lader"], "error: unknown command 'lader': did you mean 'ladder'? choose from " + ", ".join([*COMMANDS, *GROUPS])),
+        (["eval", "hellaswagg"], "unknown command 'hellaswagg': did you mean 'hellaswag'? choose from hellaswag, loss\n"),
+        (["tokenizer", "trian"], "error: unknown command 'trian': did you mean 'train'? choose from train, show\n"),
         (["ladder", "--explain", "flsh"], "error: unknown rung 'flsh': did you mean 'flash'?"),
         (["ladder", "--profile", "a31"], "error: unknown profile 'a31': did you mean 'a30'?"),
         (["ladder", "--device", "tpu"], "error: kind is 'tpu'; choose one of cuda, mps, cpu"),
@@ -132,9 +136,56 @@ def test_plot_and_compare_work_where_torch_is_not_installed(tmp_path: Path) -> N
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    command = f"{sys.executable} -m stepladder ladder --device cpu | head -n 1"
+    command = f"set -o pipefail; {sys.executable} -m stepladder ladder --device cpu | head -n 1"
     result = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0 and "Traceback" not in result.stderr
+    assert result.returncode == 0 and result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        (BrokenPipeError(32, "Broken pipe"), 0),
+        (KeyboardInterrupt(), 130),
+        (SystemExit(3), SystemExit),
+        (RuntimeError("x"), RuntimeError),
+    ],
+)
+def test_however_typer_tells_it(monkeypatch, tmp_path: Path, ending: BaseException, code: int | type) -> None:
+    """Some versions make an exit of a closed pipe, some an error of their own of Ctrl-C; a fault of ours stays one."""
+
+    def app(*arguments: object, **more: object) -> None:
+        try:
+            raise ending
+        except BrokenPipeError:
+            sys.exit(1)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("typer's Abort is one") from error
+
+    monkeypatch.setattr(stepladder.cli, "app", app)
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        if isinstance(code, int):
+            assert main([]) == code
+        else:
+            with pytest.raises(code):
+                main([])
+
+
+def test_streams_that_were_closed_before_the_start_are_no_crash(monkeypatch, tmp_path: Path) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert main(["tokenizer", "show", "bytes", "abc"]) == 0
+    assert main(["clean", "--runs", str(tmp_path), "--corpora", str(tmp_path)]) in (0, 2)
+    assert main(["lader"]) == 2
+
+
+def test_a_character_that_the_terminal_lacks_costs_no_result(monkeypatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["tokenizer", "show", "bytes", "aé"]) == 0
+    out.flush()
+    shown = out.buffer.getvalue().decode("latin-1")
+    assert r"97  'a'" in shown and r"195  '\ufffd'" in shown
 
 
 def test_no_command_at_all_shows_the_help(capsys) -> None:

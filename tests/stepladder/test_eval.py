@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from evals import endings
+from model import GPT2
 from stepladder.cli import main
 from tests.evals.items import make_item, made_items, write_items
 from tests.stepladder.trained import BPE
@@ -77,6 +78,38 @@ def test_another_text_is_prepared_with_the_models_own_tokenizer_once(capsys, tra
     code, _, err = run(capsys, "loss", "gpt2", "--ckpt", trained_once / "bytes", "--data", folder)
     assert code == 2 and err.count("\n") == 1
     assert f"{folder} was prepared with the tokenizer {BPE!r}" in err and "pico was trained with 'bytes'" in err
+
+
+def test_another_dataset_that_is_damaged_is_in_nobodys_way(capsys, trained: Path) -> None:
+    """Only the model's own matters; that one is made again."""
+    folders = {p.parent.name.split("-")[0]: p.parent for p in (trained / "corpora" / "page").glob("*/dataset.json")}
+    arguments = ("loss", "gpt2", "--ckpt", trained / "bpe", "--data", trained / "page.txt")
+    arguments += ("--corpora", trained / "corpora")
+    _, whole, _ = run(capsys, *arguments)
+    (folders["bytes"] / "train_000000.bin").unlink()
+    code, out, err = run(capsys, *arguments)
+    assert (code, out, err) == (0, whole, "")
+    (folders["bpe"] / "val_000000.bin").write_bytes(b"")
+    code, out, _ = run(capsys, *arguments)
+    assert (code, out) == (0, whole)
+
+
+@pytest.mark.parametrize(
+    ("what", "remedy"), [("loss", "lower --micro-batch or --seq-len"), ("hellaswag", "lower --batch-tokens")]
+)
+def test_a_lack_of_memory_is_one_line(
+    capsys, monkeypatch, trained_once: Path, items: Path, what: str, remedy: str
+) -> None:
+    import torch
+
+    def too_large(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr(GPT2, "forward", too_large)
+    monkeypatch.setattr(endings, "losses", too_large)
+    more = ("--data", items) if what == "hellaswag" else ("--corpora", trained_once / "corpora")
+    code, out, err = run(capsys, what, "gpt2", "--ckpt", trained_once / "bytes", *more)
+    assert (code, out, err) == (2, "", f"error: out of memory; {remedy}\n")
 
 
 def test_rungs_compute_nearly_the_same(capsys, trained_once: Path) -> None:
@@ -170,7 +203,8 @@ def test_a_signal_ends_it_between_two_batches(capsys, monkeypatch, trained_once:
         (("hellaswag", "gpt2", "--ckpt", "{0}/bytes", "--scoring", "fancy"), "unknown scoring 'fancy': choose from plain, lm-eval, both"),
         (("hellaswag", "gpt2", "--ckpt", "{0}/bytes", "--data", "{0}/page.txt"), "page.txt: line 1 is damaged: it is not a whole line of JSON"),
         (("hellaswag", "gpt2", "--ckpt", "{0}/bytes", "--data", "absent.jsonl"), "absent.jsonl: No such file or directory; give a file like"),
-        (("hellaswagg", "gpt2"), "unknown command 'hellaswagg'"),
+        (("hellaswagg", "gpt2"), "unknown command 'hellaswagg': did you mean 'hellaswag'? choose from hellaswag, loss"),
+        (("loss", "gpt2", "--ckpt", "{0}/bytes", "--micro-batch", str(2**70)), "Invalid value for '--micro-batch'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(capsys, trained_once: Path, items: Path, tmp_path: Path, arguments, message: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data import tokenizers
-from data.characters import ByteTokenizer
+from data.characters import ByteTokenizer, train_characters
 from hardware import detect
 from optim_ladder import Settings, Workload, build
 from stepladder.cli import main
@@ -62,6 +62,22 @@ def test_what_was_converted_is_the_same_model(trained_once: Path, tmp_path: Path
     assert found.step == (None if to == "hf" else 10)
     if to == "hf":
         assert torch.equal(load_model("gpt2-pretrained", tmp_path / "out").model(IDX), original.model(IDX))
+
+
+@pytest.mark.parametrize(("to", "kind"), [("hf", "gpt2"), ("hf", "gpt2-pretrained"), ("safetensors", "gpt2")])
+def test_a_damaged_config_of_a_converted_folder_is_named(trained_once: Path, tmp_path: Path, to: str, kind: str) -> None:
+    assert main(["convert", str(trained_once / "bpe"), "--to", to, "--out", str(tmp_path / "out")]) == 0
+    config = tmp_path / "out" / "config.json"
+    config.write_bytes(config.read_bytes()[:-3])
+    with pytest.raises(ValueError, match=f"{config}: is no JSON, or only part of it"):
+        load_model(kind, tmp_path / "out")
+
+
+def test_a_folder_for_transformers_is_named_by_its_layout(trained_once: Path, tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    assert main(["convert", str(trained_once / "bpe"), "--to", "hf", "--out", str(place)]) == 0
+    with pytest.raises(ValueError, match=f"out has Hugging Face's layout.*; use: gpt2-pretrained --ckpt {place}"):
+        load_model("char-transformer", place)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +163,9 @@ def test_a_pretrained_folder_of_another_vocabulary_needs_its_tokenizer(trained: 
         load_model("gpt2-pretrained", tmp_path / "out")
     shutil.copy(trained / "bpe" / "tokenizer.json", place)
     with pytest.raises(ValueError, match="has 300 token ids, more than the 256 of the model beside it"):
+        load_model("gpt2", tmp_path / "out")
+    tokenizers.save(train_characters(chr(i) for i in range(256)), place)  # as many ids, and other ones
+    with pytest.raises(ValueError, match=f"{place} is not the tokenizer that .*out was trained with .*; put its own"):
         load_model("gpt2", tmp_path / "out")
     tokenizers.save(ByteTokenizer(), place)
     assert load_model("gpt2", tmp_path / "out").tokenizer.name == "bytes"

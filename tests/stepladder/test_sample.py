@@ -169,7 +169,7 @@ def test_a_prompt_longer_than_the_context_and_a_window_that_slides_are_told(runs
         in err
     )
     _, err = ok(capsys, *common, "--max-tokens", 5, "--slide", 4)
-    assert "the model sees the last 16" in err and "read anew" not in err
+    assert "the model sees the last 15" in err and "read anew" not in err
     _, err = ok(capsys, "gpt2", "--ckpt", "x", "--prompt", "1", "--max-tokens", 15)
     assert "window" not in err
 
@@ -198,7 +198,10 @@ def test_nothing_but_text_is_on_stdout(runs: Path, capsys) -> None:
         (["--max-tokens", "0"], "--max-tokens"),
         (["--seed", str(2**64)], "--seed"),
         (["-n", "0"], "-n"),
-        (["--slide", "1025"], "slide is 1025; it must be from 1 to the model's 1024 positions"),
+        (["-n", str(2**70)], "-n"),
+        (["--prompt", "1 \udcff"], "--prompt is not UTF-8 text"),
+        (["--sed", "3"], "unknown argument '--sed': did you mean '--seed'?"),
+        (["--prompt", "1", "--slide", "1025"], "slide is 1025; it must be from 1 to the model's 1024 positions"),
         (["--rungs", "flash"], "unknown rung 'flash': choose from kv_cache, static_cache, compile, bf16, int8"),
         (["--rungs", "compile"], "rung 'compile' needs 'static_cache'"),
         (["--rungs", "kv_cache", "--best"], "--best and --rungs both say"),
@@ -239,6 +242,21 @@ def test_a_prompt_that_is_not_utf8_is_one_line(runs: Path, capsys, monkeypatch, 
     assert "latin1.txt is not UTF-8 text (byte 0xf9 at place 1); convert it" in words
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
     assert "stdin is not UTF-8 text" in refused(capsys, "gpt2", "--ckpt", runs / "run", "--prompt-file", "-")
+
+
+def test_a_prompt_from_no_stdin_is_one_line(runs: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as it is where it was closed before the start
+    assert "the prompt is empty" in refused(capsys, "gpt2", "--ckpt", runs / "run", "--prompt-file", "-")
+
+
+@pytest.mark.parametrize("where", ["load_model", "show"])
+def test_a_lack_of_memory_is_one_line(runs: Path, capsys, monkeypatch, where: str) -> None:
+    def too_large(*arguments: object, **more: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:116] DefaultCPUAllocator: can't allocate memory: you\ntried")
+
+    monkeypatch.setattr(sample, where, too_large)
+    words = refused(capsys, "gpt2", "--ckpt", runs / "run", "--max-tokens", 5, "--prompt", "1")
+    assert words == "error: out of memory; lower -n or --max-tokens, or write with --device cpu\n"
 
 
 # -- characters --------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,37 @@ def asked(run_dir: Path) -> dict[tuple[int, str], dict]:
 
 def test_what_a_run_writes_down_is_what_its_checkpoints_answer(tmp_path: Path, corpora: Path) -> None:
     tiny.run(tmp_path, "run", CHANGES)
-    found = asked(tmp_path / "run")
+    is_what_the_checkpoints_answer(tmp_path / "run", corpora)
+
+
+def is_what_the_checkpoints_answer(run_dir: Path, corpora: Path) -> None:
+    found = asked(run_dir)
     assert list(found) == [(5, "plain"), (5, "lm-eval"), (10, "plain"), (10, "lm-eval")]
     for (step, scoring), row in found.items():
-        loaded = load_model("gpt2", tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
+        loaded = load_model("gpt2", run_dir / "checkpoints" / f"step-{step:08d}")
         ready = questions(read(file.place(corpora))[:8], loaded.tokenizer, scoring=scoring, limit=context_limit(loaded.model.config))
         score = evaluate(loaded.model, ready, target=torch.device("cpu"), batch_tokens=512)
         assert {key: row[key] for key in score.to_dict()} == score.to_dict() and row["items"] == 8
+
+
+def test_two_processes_write_down_what_their_checkpoints_answer(tmp_path: Path, corpora: Path) -> None:
+    """Under torchrun, over gloo: every question is asked by one of them; the first writes down what all have found."""
+    script = tmp_path / "with_our_items.py"
+    script.write_text(
+        f"import sys\nimport data.hellaswag\nfrom stepladder.cli import main\n"
+        f"data.hellaswag.SHA256 = {file.SHA256!r}\nsys.exit(main())\n"
+    )
+    changes = {**CHANGES, "train.micro_batch": 1}
+    words = tiny.command(tmp_path, "--run-dir", str(tmp_path / "run"), processes=2)
+    words += [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    at = words.index("stepladder")
+    done = subprocess.run(
+        [*words[: at - 1], str(script), *words[at + 1 :]],
+        cwd=tiny.ROOT, env=tiny.environment(), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tiny.rows(tmp_path / "run", "start")[0]["world_size"] == 2
+    is_what_the_checkpoints_answer(tmp_path / "run", corpora)
 
 
 def test_asking_changes_nothing_of_what_is_trained(tmp_path: Path, corpora: Path) -> None:
