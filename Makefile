@@ -10,8 +10,9 @@ RUN    := $(VENV)/bin/python
 bench: venv  ## measure this machine's ladder, write the record and the charts, print the table
 	$(RUN) -m pytest --benchmark $(ARGS)
 
-test: venv  ## all tests
-	$(RUN) -m pytest -m "not live and not soak" $(ARGS)
+test: export OMP_NUM_THREADS = 1
+test: venv  ## all tests, a file at a time on each of two processes
+	$(RUN) -m pytest -m "not live and not soak" -n 2 --dist loadfile $(ARGS)
 
 live: venv  ## the harness tested by measuring for real: a quarter of an hour
 	$(RUN) -m pytest -m live -s $(ARGS)
