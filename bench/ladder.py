@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data.tokens import batches
 from hardware import Device
 from model.flops import flops_per_token, num_parameters
 from optim_ladder import DEFAULT, DERIVATIONS, Settings, Workload, derive, in_order, profile, unknown
+from optim_ladder.derive import take_over
 
 NUM_BATCHES = max(parity.NUM_STEPS, 8)  # per step, resident on the device; trials cycle through them
 
@@ -63,13 +65,19 @@ def make_plan(
     chosen = DEFAULT if rungs is None else in_order(rungs)
     if rungs is not None:
         # Checked as if all were on at once, so that a missing need or two rungs of one slot are an error, not a skip.
-        Settings(workload=workload, rungs=tuple(r.name for r in chosen))
+        # Only to choose between them, rungs of one slot are named together.
+        together = reduce(take_over, chosen, ()) if derivation == "choices" else chosen
+        Settings(workload=workload, rungs=tuple(r.name for r in together))
     names = DERIVATIONS if derivation == "all" else (derivation,)
     if "scaling" in names and not any(r.scaling for r in chosen):
         if derivation == "scaling":
             raise ValueError("derivation 'scaling' needs rung 'ddp'; add it to --rungs")
         names = tuple(n for n in names if n != "scaling")
     derivations = {n: derive(n, chosen, device, workload) for n in names}
+    if len(derivations.get("choices", ())) == 1:  # everything, and nothing to choose
+        if derivation == "choices":
+            raise ValueError("derivation 'choices' needs two rungs of one slot that can run here; name more in --rungs")
+        del derivations["choices"]
     schedule = schedule or Schedule.default(device)
     w = workload
     return Plan(

@@ -11,7 +11,10 @@ import pytest
 # Say what --benchmark measures: option -> (metavar, help).
 OPTIONS = {
     "--suite": ("NAME", "what to measure: ladder (default), sampling, kernels, or all"),
-    "--derive": ("NAME", "cumulative (default), single, leave-one-out, scaling (of sampling: batch), or all of them"),
+    "--derive": (
+        "NAME",
+        "cumulative (default), single, leave-one-out, choices, scaling (sampling: batch, no choices), or all of them",
+    ),
     "--rungs": ("A,B", "keep to these rungs (names: python -m stepladder ladder); of kernels, to these kernels"),
     "--profile": ("NAME", "workload of this profile instead of the detected device's"),
     "--model": ("NAME", "model size instead of the profile's, e.g. gpt2"),

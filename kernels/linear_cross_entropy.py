@@ -20,6 +20,9 @@ One chunk of all rows takes the same products as the plain way and saves the sec
 Small chunks are a memory win and a speed loss: each one reads the whole table and adds to the whole of its gradient,
 and narrow products fill a large card badly. They are for the card on which the next larger micro-batch would not fit.
 
+The first product can run in fp8 (`kernels.fp8`). Both factors are then cast before the op, where a compiler can fuse
+the casts with what wrote them; the gradients' products are the same as ever.
+
 Legend: N rows (tokens), C channels, V vocab_size, P rows of the table (P >= V: rows past V are padding and take no
 part).
 
@@ -31,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import cross_entropy
+from kernels import cross_entropy, fp8
 from kernels.cross_entropy import IGNORED, cross_entropy_
 
 CHUNK_SHARE = 1 / 32  # of the device's memory, for one chunk's logits
@@ -55,31 +58,39 @@ def chunk_rows_for(device: torch.device, num_columns: int, itemsize: int) -> int
 
 @torch.library.custom_op("stepladder::linear_cross_entropy", mutates_args=())
 def _loss_and_gradients(
-    x: Tensor, weight: Tensor, targets: Tensor, *,
+    x: Tensor, weight: Tensor, targets: Tensor, quantised: list[Tensor], *,
     vocab_size: int, z_loss: float, chunk_rows: int | None, gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(sum of the row losses, its gradient for x, its gradient for weight); empty gradients if there are to be none."""
+    """(sum of the row losses, its gradient for x, its gradient for weight); empty gradients if there are to be none.
+
+    ``quantised`` is empty, or x, its scales, the weight and its scales in fp8, for the logits.
+    """
     N, P = len(x), len(weight)
     chunk_rows = min(max(N, 1), chunk_rows or chunk_rows_for(x.device, P, x.itemsize))
     table = weight.to(x.dtype)
-    buffer = x.new_empty(chunk_rows, -(-P // ALIGNMENT) * ALIGNMENT)[:, :P]
+    buffer = x.new_empty(0 if quantised else chunk_rows, -(-P // ALIGNMENT) * ALIGNMENT)[:, :P]
     losses = torch.empty(N, dtype=torch.float32, device=x.device)
     dx = torch.empty_like(x) if gradient else x.new_empty(0)
     dweight = torch.zeros_like(weight, dtype=torch.float32) if gradient else weight.new_empty(0)
     for start in range(0, N, chunk_rows):
         chunk = slice(start, start + chunk_rows)
-        logits = buffer[: len(x[chunk])]
-        torch.mm(x[chunk], table.t(), out=logits)
+        if quantised:
+            rows, scales, columns, column_scales = quantised
+            scales = scales[chunk] if len(scales) == N else scales  # one for all
+            logits = fp8.product(rows[chunk], scales, columns, column_scales, None, x.dtype)
+        else:
+            logits = torch.mm(x[chunk], table.t(), out=buffer[: len(x[chunk])])
         losses[chunk] = cross_entropy_(logits, targets[chunk], vocab_size=vocab_size, z_loss=z_loss, gradient=gradient)
         if gradient:
             torch.mm(logits, table, out=dx[chunk])
             dweight += logits.t() @ x[chunk]
+        del logits  # before the next chunk's are made
     return losses.sum(), dx, dweight.to(weight.dtype)
 
 
 @_loss_and_gradients.register_fake
 def _(
-    x: Tensor, weight: Tensor, targets: Tensor, *,
+    x: Tensor, weight: Tensor, targets: Tensor, quantised: list[Tensor], *,
     vocab_size: int, z_loss: float, chunk_rows: int | None, gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     total = x.new_empty((), dtype=torch.float32)
@@ -88,19 +99,21 @@ def _(
 
 def _keep(ctx, inputs: tuple, keyword_only_inputs: dict, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.save_for_backward(*output[1:])
+    ctx.num_quantised = len(inputs[3])
 
 
-def _scale(ctx, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, None]:
+def _scale(ctx, grad: Tensor, *_: object) -> tuple[Tensor, Tensor, None, list[None]]:
     dx, dweight = ctx.saved_tensors
-    return dx * grad, dweight * grad, None
+    return dx * grad, dweight * grad, None, [None] * ctx.num_quantised
 
 
 _loss_and_gradients.register_autograd(_scale, setup_context=_keep)
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int, z_loss: float = 0.0, chunk_rows: int | None = None
-) -> Tensor:
+    x: Tensor, weight: Tensor, targets: Tensor, *,
+    vocab_size: int, z_loss: float = 0.0, chunk_rows: int | None = None, scales: fp8.Scales | None = None,
+) -> Tensor:  # fmt: skip
     """Mean cross-entropy of ``x @ weightᵀ``, the logits of a chunk of rows existing at a time.
 
     Args:
@@ -110,6 +123,7 @@ def linear_cross_entropy(
         vocab_size: V; rows of the table past it take no part.
         z_loss: adds ``z_loss`` · logsumexp² to each row's loss.
         chunk_rows: rows whose logits exist at a time; None: as many as suit the device's memory.
+        scales: for logits multiplied in fp8, from a bfloat16 ``x`` and with C and P multiples of 16; None: in x's type.
 
     Returns:
         float32 without a shape, nats; NaN if no row counts, or where a target is no token.
@@ -129,8 +143,13 @@ def linear_cross_entropy(
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; it must be at least 1, or None to suit the device")
     gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    x, quantised = x.flatten(0, -2), []
+    if scales is not None:
+        fp8.check(x, weight)
+        with torch.no_grad():
+            quantised = [*fp8.quantise(x, scales.activation), *fp8.quantise(weight, scales.weight)]
     total, _, _ = _loss_and_gradients(
-        x.flatten(0, -2), weight, targets.flatten(),
+        x, weight, targets.flatten(), quantised,
         vocab_size=vocab_size, z_loss=z_loss, chunk_rows=chunk_rows, gradient=gradient,
     )  # fmt: skip
     return total / (targets != IGNORED).sum()

@@ -15,10 +15,14 @@ OpenAI's release (https://github.com/openai/gpt-2).
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from kernels import fp8
 
 
 def written_out_attention(qkv: Tensor, dropout: float) -> Tensor:
@@ -54,6 +58,17 @@ def triton_attention(qkv: Tensor, dropout: float) -> Tensor:
     return flash_attention(qkv)
 
 
+def flex_attention(qkv: Tensor, dropout: float) -> Tensor:
+    """The same function as a kernel of the compiler's, without dropout; SDPA's where nothing is compiled, as in sampling."""
+    if dropout:
+        raise ValueError(f"dropout is {dropout}, which attention 'flex' does not have; set it to 0 or choose 'sdpa'")
+    if not torch.compiler.is_compiling():
+        return sdpa_attention(qkv, dropout)
+    from model.flex import causal_attention  # slow to import, and for few
+
+    return causal_attention(qkv)
+
+
 def written_out_mlp(x: Tensor, c_fc: nn.Linear, c_proj: nn.Linear) -> Tensor:
     """Two linear layers with a GELU between them.
 
@@ -82,6 +97,12 @@ def triton_mlp(x: Tensor, c_fc: nn.Linear, c_proj: nn.Linear) -> Tensor:
     return mlp(x, c_fc.weight, c_fc.bias, c_proj.weight, c_proj.bias)
 
 
+def fp8_mlp(x: Tensor, c_fc: nn.Linear, c_proj: nn.Linear, *, scales: fp8.Scales) -> Tensor:
+    """The same function, both products in fp8 forward."""
+    h = F.gelu(fp8.linear(x, c_fc.weight, c_fc.bias, scales=scales), approximate="tanh")
+    return fp8.linear(h, c_proj.weight, c_proj.bias, scales=scales)
+
+
 def written_out_add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """Adds a branch to the residual stream, and norms the sum for the next one.
 
@@ -107,7 +128,7 @@ def triton_add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tup
     return residual_layer_norm(x, branch, norm.weight, norm.bias, eps=norm.eps)
 
 
-def written_out_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+def written_out_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, scales: fp8.Scales | None) -> Tensor:
     """The output head and the cross-entropy after it.
 
     Args:
@@ -115,35 +136,49 @@ def written_out_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int
         weight: (P, C), the embedding table.
         targets: (B, T) int64; -100 marks a position that does not count.
         vocab_size: V; columns past it never reach the softmax.
+        scales: for a head in fp8; None: in the type of ``x``.
 
     Returns:
         Mean in nats over the positions that count, float32.
     """
-    logits = F.linear(x, weight)[..., :vocab_size]  # (B, T, V)
+    logits = F.linear(x, weight) if scales is None else fp8.linear(x, weight, scales=scales)  # (B, T, P)
+    logits = logits[..., :vocab_size]
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
 
-def triton_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+def triton_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, scales: fp8.Scales | None) -> Tensor:
     """The same function with our kernel, the (B·T, P) logits overwritten by their gradient."""
     from kernels.linear_cross_entropy import linear_cross_entropy  # needs Triton, which not every system has
 
-    return linear_cross_entropy(x, weight, targets, vocab_size=vocab_size, chunk_rows=targets.numel())
+    return linear_cross_entropy(x, weight, targets, vocab_size=vocab_size, chunk_rows=targets.numel(), scales=scales)
 
 
-def chunked_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+def chunked_loss(x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, scales: fp8.Scales | None) -> Tensor:
     """The same function again, as many rows of logits at a time as suit the device's memory."""
     from kernels.linear_cross_entropy import linear_cross_entropy
 
-    return linear_cross_entropy(x, weight, targets, vocab_size=vocab_size)
+    return linear_cross_entropy(x, weight, targets, vocab_size=vocab_size, scales=scales)
 
 
-ATTENTION = {"written_out": written_out_attention, "sdpa": sdpa_attention, "triton": triton_attention}
-MLPS = {"written_out": written_out_mlp, "bias_gelu": bias_gelu_mlp, "triton": triton_mlp}
+ATTENTION = {
+    "written_out": written_out_attention,
+    "sdpa": sdpa_attention,
+    "flex": flex_attention,
+    "triton": triton_attention,
+}
+MLPS = {
+    "written_out": written_out_mlp,
+    "bias_gelu": bias_gelu_mlp,
+    "triton": triton_mlp,
+    "fp8": partial(fp8_mlp, scales=fp8.DYNAMIC),
+    "fp8_static": partial(fp8_mlp, scales=fp8.STATIC),
+}
 ADD_NORM = {"written_out": written_out_add_norm, "triton": triton_add_norm}
+HEADS = {"written_out": None, "fp8": fp8.DYNAMIC, "fp8_static": fp8.STATIC}  # how any loss multiplies its logits
 LOSS = {"written_out": written_out_loss, "triton": triton_loss, "chunked": chunked_loss}
 
 # Fields of `GPT2Config` that say how to compute and not what: two models that differ in them alone are the same model.
-CHOSEN_BY_RUNGS = ("attention", "mlp", "add_norm", "loss", "padded_vocab_size")
+CHOSEN_BY_RUNGS = ("attention", "mlp", "add_norm", "head", "loss", "recompute", "padded_vocab_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +193,14 @@ class GPT2Config:
         vocab_size: number of token ids, V.
         padded_vocab_size: rows of the embedding table, P >= V; ``None`` means V. Rows past V take no part in the loss.
         dropout: probability, applied after embedding, attention weights and both projections.
-        attention: ``"written_out"`` (the textbook formula), ``"sdpa"`` (PyTorch's fused kernel) or ``"triton"`` (ours).
-        mlp: ``"written_out"``, ``"bias_gelu"`` (both in our kernel) or ``"triton"`` (GELU inside our products).
+        attention: ``"written_out"`` (the textbook formula), ``"sdpa"`` (PyTorch's fused kernel), ``"flex"`` (the compiler's)
+            or ``"triton"`` (ours).
+        mlp: ``"written_out"``, ``"bias_gelu"`` (both in our kernel), ``"triton"`` (GELU inside our products), ``"fp8"``
+            (products in fp8 forward, scales from the tensors) or ``"fp8_static"`` (fixed scales).
         add_norm: ``"written_out"`` or ``"triton"``: residual addition and the norm after it in one kernel.
+        head: ``"written_out"``, ``"fp8"`` or ``"fp8_static"``: how training multiplies by the table, for any loss.
         loss: ``"written_out"``, ``"triton"`` (our kernel) or ``"chunked"`` (our kernel, never all logits at once).
+        recompute: between the passes keep only what enters each block, and compute the rest again.
     """
 
     n_layer: int = 12
@@ -174,7 +213,9 @@ class GPT2Config:
     attention: str = "written_out"
     mlp: str = "written_out"
     add_norm: str = "written_out"
+    head: str = "written_out"
     loss: str = "written_out"
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
@@ -186,7 +227,8 @@ class GPT2Config:
             raise ValueError(
                 f"padded_vocab_size is {self.padded_vocab_size}, below vocab_size={self.vocab_size}; raise it"
             )
-        for name, choices in (("attention", ATTENTION), ("mlp", MLPS), ("add_norm", ADD_NORM), ("loss", LOSS)):
+        tables = {"attention": ATTENTION, "mlp": MLPS, "add_norm": ADD_NORM, "head": HEADS, "loss": LOSS}
+        for name, choices in tables.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")
         if not 0.0 <= self.dropout < 1.0:
@@ -198,8 +240,8 @@ class GPT2Config:
         return self.padded_vocab_size or self.vocab_size
 
     def resized(self, *, vocab_size: int, seq_len: int) -> "GPT2Config":
-        """The same shape for another vocabulary; the position table grows with the sequence where it must."""
-        return replace(self, vocab_size=vocab_size, n_positions=max(self.n_positions, seq_len))
+        """The same shape for another vocabulary and sequence: positions past it would never be trained."""
+        return replace(self, vocab_size=vocab_size, n_positions=seq_len)
 
 
 class CausalSelfAttention(nn.Module):
@@ -300,11 +342,15 @@ class GPT2(nn.Module):
         x = F.dropout(x, self.config.dropout, self.training)
         branch = None
         for block in self.h:
-            x, branch = block(x, branch)
+            if self.config.recompute and self.training:
+                x, branch = checkpoint(block, x, branch, use_reentrant=False)
+            else:
+                x, branch = block(x, branch)
         _, x = ADD_NORM[self.config.add_norm](x, branch, self.ln_f)
         if targets is None:
             return F.linear(x, self.wte.weight)[..., : self.config.vocab_size]  # without the padding columns
-        return LOSS[self.config.loss](x, self.wte.weight, targets, self.config.vocab_size)
+        loss, scales = LOSS[self.config.loss], HEADS[self.config.head]
+        return loss(x, self.wte.weight, targets, self.config.vocab_size, scales)
 
     def num_parameters(self, *, positions: bool = True) -> int:
         """Trained numbers without vocabulary padding; ``positions=False`` leaves out wpe (the N of 6N)."""

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hardware import Device
 from model import create
 from optim_ladder.ladder import rung
+from optim_ladder.master_adamw import adamw
 from optim_ladder.rung import Rung
 from optim_ladder.settings import Settings
 
@@ -79,9 +80,11 @@ class TrainStep:
             keywords: dict[str, object] = {"foreach": False}
             for r in rungs:
                 keywords |= r.optimizer
-            make_optimizer = partial(torch.optim.AdamW, **keywords)
+            make_optimizer = partial(adamw, **keywords)
             for r in rungs:
                 make_optimizer = r.make_optimizer or make_optimizer
+            if any(r.bf16_weights for r in rungs):
+                make_optimizer = partial(make_optimizer, bf16_shadow=True)
             self.foreach = keywords["foreach"]
             self.optimizer = make_optimizer(
                 decay_groups(self.model, config.weight_decay),

@@ -3,9 +3,11 @@
     cumulative     baseline, then each rung added to those below it: the classic chart
     single         each rung, with what it needs, over the baseline alone
     leave-one-out  everything, then everything without one rung and what depends on it
+    choices        everything, then everything with another rung in a slot, or with none there
     scaling        everything, in 1, 2, 4, … processes
 
-A rung that cannot run on the device keeps its place, with the reason, and is left out of what follows.
+A rung that cannot run on the device keeps its place, with the reason, and is left out of what follows. Where only some
+rungs are used, one whose need is met by a later one alone is climbed after that.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ class Place:
     """One place on a derived ladder: settings, or the reason there are none.
 
     Args:
-        label: the rung added or left out here, "baseline", "all", or a number of processes.
+        label: the rung added, left out or put in here, "no" and a slot, "baseline", "all", or a number of processes.
         title: chart label.
         settings: what to measure; None for a skipped rung.
         previous: the settings this place is compared with beside the baseline.
@@ -44,11 +46,21 @@ def why_not(rung: Rung, active: Sequence[Rung], device: Device, workload: Worklo
     return f"needs {missing[0]!r}, which is not on" if missing else None
 
 
+def climbing_order(rungs: Sequence[Rung]) -> list[Rung]:
+    """Ladder order, but for a rung whose need only a later one meets: it comes after that."""
+    order, waiting = [], list(rungs)
+    while waiting:
+        ready = (r for r in waiting if all(meets(order, need) or not meets(waiting, need) for need in r.needs))
+        order.append(next(ready))
+        waiting.remove(order[-1])
+    return order
+
+
 def climb(rungs: Sequence[Rung], device: Device, workload: Workload) -> tuple[tuple[Rung, ...], dict[str, str]]:
     """The rungs that are on at the top, later ones having taken over their slots, and name -> reason of those skipped."""
     active: tuple[Rung, ...] = ()
     skipped = {}
-    for rung in rungs:
+    for rung in climbing_order(rungs):
         if reason := why_not(rung, active, device, workload):
             skipped[rung.name] = reason
         else:
@@ -68,7 +80,7 @@ def settings_of(active: Sequence[Rung], workload: Workload) -> Settings:
 def cumulative(rungs: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
     places = [Place(label="baseline", title="fp32 baseline", settings=settings_of((), workload))]
     active: tuple[Rung, ...] = ()
-    for rung in rungs:
+    for rung in climbing_order(rungs):
         if reason := why_not(rung, active, device, workload):
             places.append(Place(label=rung.name, title=rung.title, settings=None, skipped=reason))
             continue
@@ -119,6 +131,34 @@ def leave_one_out(rungs: Sequence[Rung], device: Device, workload: Workload) -> 
     return places
 
 
+def choices(rungs: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
+    top, skipped = climb(rungs, device, workload)
+    everything = settings_of(top, workload)
+    places = [Place(label="all", title="all rungs", settings=everything)]
+    for slot in dict.fromkeys(rung.slot for rung in rungs if rung.slot):
+        members = [rung for rung in rungs if rung.slot == slot]
+        if sum(rung.name not in skipped for rung in members) < 2:
+            continue  # there is no other choice than to leave it out
+        others = [rung for rung in rungs if rung.slot != slot]
+        for rung in members:
+            if rung in top:
+                continue
+            reason = skipped.get(rung.name)
+            instead, _ = climb([r for r in rungs if r in others or r is rung], device, workload)
+            places.append(
+                Place(
+                    label=rung.name,
+                    title=f"with {rung.title}",
+                    settings=None if reason else settings_of(instead, workload),
+                    previous=None if reason else everything,
+                    skipped=reason,
+                )
+            )
+        empty = settings_of(climb(others, device, workload)[0], workload)
+        places.append(Place(label=f"no {slot}", title=f"with no {slot} rung", settings=empty, previous=everything))
+    return places
+
+
 def scaling(rungs: Sequence[Rung], spread: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
     places: list[Place] = []
     alone = settings_of(climb(rungs, device, workload)[0], workload)
@@ -139,7 +179,7 @@ def scaling(rungs: Sequence[Rung], spread: Sequence[Rung], device: Device, workl
     return places
 
 
-DERIVATIONS = ("cumulative", "single", "leave-one-out", "scaling")
+DERIVATIONS = ("cumulative", "single", "leave-one-out", "choices", "scaling")
 
 
 def derive(name: str, rungs: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
@@ -160,6 +200,8 @@ def derive(name: str, rungs: Sequence[Rung], device: Device, workload: Workload)
             return single(ladder, device, workload)
         case "leave-one-out":
             return leave_one_out(ladder, device, workload)
+        case "choices":
+            return choices(ladder, device, workload)
         case "scaling":
             return scaling(ladder, spread, device, workload)
     raise AssertionError(name)

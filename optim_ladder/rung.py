@@ -67,16 +67,18 @@ class Rung:
         scaling: it spreads one step over processes; charted as scaling, apart from the ladder.
         aside: it buys something else than speed, or loses on most devices: used only where it is named.
         gradient_scaling: the loss is scaled up before backward and the gradients down after, to survive fp16's range.
+        bf16_weights: the optimizer keeps the weights in fp32, and those of the model are their rounding to bfloat16.
         unavailable: (device, workload) -> None, or the reason it cannot run there, in words a user understands.
         process: device -> context manager for process-wide flags; what it sets it restores.
         model_config: changes the model's configuration before the model exists.
         convert: changes the module after it is made.
         optimizer: keywords for `torch.optim.AdamW`.
         make_optimizer: (groups, lr=, betas=, eps=) -> an AdamW, instead of PyTorch's; None leaves it as it was.
-            One that has a method ``clip_grad_norm_(max_norm)`` clips the gradient in its own way.
+            One that has a method ``clip_grad_norm_(max_norm)`` clips the gradient in its own way. With ``bf16_weights``
+            it is told ``bf16_shadow=True`` too.
         forward: device -> context manager around every forward pass.
         parallel: (module, device) -> the module spread over processes.
-        compile: module -> the compiled module.
+        compile: module -> the compiled module, or a function that calls it.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Rung:
     scaling: bool = False
     aside: bool = False
     gradient_scaling: bool = False
+    bf16_weights: bool = False
     unavailable: Callable[[Device, "Workload"], str | None] = lambda device, workload: None
     process: Callable[[Device], AbstractContextManager] = _nothing
     model_config: Callable[[GPT2Config], GPT2Config] = _unchanged
@@ -99,4 +102,4 @@ class Rung:
     make_optimizer: Callable[..., Optimizer] | None = None
     forward: Callable[[Device], AbstractContextManager] = _nothing
     parallel: Callable[[nn.Module, Device], nn.Module] = _unchanged
-    compile: Callable[[nn.Module], nn.Module] = _unchanged
+    compile: Callable[[nn.Module], Callable] = _unchanged

@@ -1,4 +1,5 @@
-"""What is lost when one optimization is left out of all: its worth where it is used, whatever the ladder's order."""
+"""What changes when one optimization of all is left out, or gives its place to another: its worth where it is used,
+whatever the ladder's order."""
 
 from typing import TYPE_CHECKING
 
@@ -13,17 +14,46 @@ if TYPE_CHECKING:
 
 def draw(record: Record) -> "Figure | None":
     """Leave-one-out of one record, the greatest loss first; ``None`` if none was measured."""
-    rows = [row for row in analysis.rows(record, analysis.LEAVE_ONE_OUT) if row.label != "all"]
+    return _over_all(
+        record,
+        analysis.LEAVE_ONE_OUT,
+        title="What is lost without each optimization",
+        bar="speed without it",
+        colours="Blue helps, hatched hurts, pale is within the noise.",
+    )
+
+
+def draw_choices(record: Record) -> "Figure | None":
+    """Every other choice that one record measured, the worst first; ``None`` if none was."""
+    return _over_all(
+        record,
+        analysis.CHOICES,
+        title="What another choice in one place would change",
+        bar="speed with it, in the place of the ladder's choice,",
+        colours="Blue: the ladder's own choice is faster. Hatched: this one is. Pale: within the noise.",
+    )
+
+
+def _over_all(record: Record, derivation: str, *, title: str, bar: str, colours: str) -> "Figure | None":
+    """Places of a derivation by their speed over everything.
+
+    Args:
+        record, derivation: whose rows.
+        title: of the chart.
+        bar: what a bar is, over the speed with all on.
+        colours: what they say.
+    """
+    rows = [row for row in analysis.rows(record, derivation) if row.label != "all"]
     if not any(row.over_previous for row in rows):
         return None
     rows.sort(key=lambda row: row.over_previous.ratio if row.over_previous else float("inf"))
-    reading = "Bar: speed without it over speed with all on, logarithmic. Whisker: 95 % interval, paired by trial."
+    reading = f"Bar: {bar} over speed with all on, logarithmic. Whisker: 95 % interval, paired by trial."
     if any(map(style.tentative, rows)):
         reading += " Hollow: one trial, indicative."
     fig, ax = style.chart(
-        title="What is lost without each optimization",
+        title=title,
         subtitles=style.headings(record),
-        notes=[reading, "Blue helps, hatched hurts, pale is within the noise.", text.provenance(record)],
+        notes=[reading, colours, text.provenance(record)],
         labels=[row.title for row in rows],
         columns=[
             style.Column(

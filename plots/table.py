@@ -14,10 +14,11 @@ TITLES = {
     analysis.CUMULATIVE: "One optimization at a time",
     analysis.SINGLE: "Each optimization alone over the baseline",
     analysis.LEAVE_ONE_OUT: "All optimizations but one",
+    analysis.CHOICES: "All optimizations, with another choice in one place",
     analysis.SCALING: "Data-parallel scaling",
     analysis.BATCH: "Several sequences at once",
 }
-BEFORE = {analysis.LEAVE_ONE_OUT: "over all", analysis.BATCH: "over one"}
+BEFORE = {analysis.LEAVE_ONE_OUT: "over all", analysis.CHOICES: "over all", analysis.BATCH: "over one"}
 COLOURS = {stats.FASTER: "blue", stats.SLOWER: "dark_orange", stats.NO_DIFFERENCE: "dim"}
 INDICATIVE = "Indicative: one trial tells no difference from noise; run without --quick for intervals."
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 AGAIN = "-again"  # behind the name of a setting that is measured once more, to see how far apart equals come out
 BASELINE, BASELINE_AGAIN = "baseline", "baseline" + AGAIN
-CUMULATIVE, SINGLE, LEAVE_ONE_OUT, SCALING = "cumulative", "single", "leave-one-out", "scaling"
+CUMULATIVE, SINGLE, LEAVE_ONE_OUT, CHOICES, SCALING = "cumulative", "single", "leave-one-out", "choices", "scaling"
 BATCH = "batch"  # of sampling: everything on, for more and more sequences at once
 LADDER, SAMPLING, KERNELS = "ladder", "sampling", "kernels"  # suites
 SKIPPED = "skipped"
@@ -45,7 +45,7 @@ class Row:
     step_ms: Estimate | None = None
     over_baseline: Effect | None = None
     over_baseline_verdict: str | None = None
-    over_previous: Effect | None = None  # over the rung before; in leave-one-out, over all rungs on
+    over_previous: Effect | None = None  # over the rung before; in leave-one-out and choices, over all rungs on
     over_previous_verdict: str | None = None
     mfu_full: float | None = None  # shares of 1
     mfu_causal: float | None = None
@@ -429,8 +429,8 @@ def _is_full(record: Record) -> bool:
 
 def _setting_labels(record: Record) -> dict[str, str]:
     labels = {BASELINE: "baseline", BASELINE_AGAIN: "baseline, again"}
-    wording = ((CUMULATIVE, "… + {}"), (SINGLE, "{} alone"), (LEAVE_ONE_OUT, "{}"), (SCALING, "{}"), (BATCH, "{}"))
-    for derivation, words in wording:
+    wording = {CUMULATIVE: "… + {}", SINGLE: "{} alone"} | dict.fromkeys((LEAVE_ONE_OUT, CHOICES, SCALING, BATCH), "{}")
+    for derivation, words in wording.items():
         for step in record.derivations.get(derivation, []):
             if step.measurement:
                 labels.setdefault(step.measurement, words.format(step.title))

@@ -102,7 +102,7 @@ class Measurement:
 class Step:
     """One place on a derived ladder."""
 
-    label: str  # the rung switched on here (off here, for leave-one-out), or "baseline"
+    label: str  # the rung switched on here (off, for leave-one-out; put in another's place, for choices), or "baseline"
     title: str  # chart label
     measurement: str | None  # id; None where the rung was skipped
     previous: str | None  # id of the measurement that this step is set against beside the baseline

@@ -86,12 +86,17 @@ def story(rung: "Rung", device: "Device", workload: "Workload") -> list[str]:
         lines.append(f"On {device.name}: cannot run here: {reason}.")
     found, _ = load_all(RECORDS, device.slug)
     measured = []
-    for derivation in ("single", "cumulative", "leave-one-out"):
+    for derivation in ("single", "cumulative", "leave-one-out", "choices"):
         if (pair := choose(found, device.slug, derivation)) is None:
             continue
         row = next((r for r in rows(pair[1], derivation) if r.label == rung.name), None)
         if row is not None and row.tokens_per_second is not None and row.over_previous is not None:
-            over = {"single": "over the baseline", "cumulative": "over the rung before"}.get(derivation, "without it")
+            over = {
+                "single": "over the baseline",
+                "cumulative": "over the rung before",
+                "leave-one-out": "without it",
+                "choices": "in the place of the ladder's choice",
+            }[derivation]
             measured.append(
                 f"  {derivation}: {row.over_previous.ratio:.2f} × {over} ({row.over_previous_verdict}), "
                 f"{row.tokens_per_second.value:,.0f} tok/s  [{pair[0].name}]"

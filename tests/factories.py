@@ -24,6 +24,12 @@ CPU_LADDER = [
     ("compile", "torch.compile", 1.10, 1e-3, 0.9),
     ("bf16", "bf16 autocast", 0.50, 3e-2, 0.8),
 ]
+# label, title, rung that gives its place, how much slower than everything without that
+CHOICES = [
+    ("no attention", "with no attention rung", "flash", 1.0),
+    ("efficient_attention", "with memory-efficient attention", "flash", 0.75),
+    ("triton_mlp", "with MLP kernels", None, 0.98),
+]
 DEVICES: dict[str, dict[str, Any]] = {
     "h100": {
         "device": {"slug": "h100-sxm", "name": "NVIDIA H100 80GB HBM3", "kind": "cuda", "memory_bytes": 85_000_000_000,
@@ -85,7 +91,7 @@ def make_record(
     trials: int = 5,
     noise: float = 0.01,
     seed: int = 0,
-    derivations: tuple[str, ...] = ("cumulative", "single", "leave-one-out"),
+    derivations: tuple[str, ...] = ("cumulative", "single", "leave-one-out", "choices"),
     statuses: dict[str, tuple[str, str]] | None = None,
     processes: tuple[int, ...] = (),
     **changes: Any,
@@ -165,6 +171,14 @@ def make_record(
             made["leave-one-out"].append(
                 Step(label=rung, title=f"without {titles[rung]}", measurement=rest, previous=everything)
             )
+    if "choices" in derivations:
+        everything = measure(on)
+        made["choices"] = [Step(label="all", title="all rungs", measurement=everything, previous=None)]
+        for label, title, out, slowdown in CHOICES:
+            rest = [rung for rung in on if rung != out]
+            name = measure(rest if label.startswith("no ") else [*rest, label], slowdown=slowdown)
+            made["choices"].append(Step(label=label, title=title, measurement=name, previous=everything))
+        made["choices"].append(Step(label="fp16", title="with fp16", measurement=None, previous=None, skipped="has bf16"))
     if processes:
         made["scaling"] = []
         for count in processes:

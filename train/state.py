@@ -1,7 +1,8 @@
 """What a checkpoint holds of a training step: weights and AdamW's moments by the parameter's name, without vocabulary padding.
 
-Names and shapes are those of the plain model, so that a run can go on with other rungs. Random numbers need no state of their own:
-dropout is seeded from (seed, step, micro-batch), which is also what makes it the same for any number of processes.
+Names and shapes are those of the plain model, and weights are the optimizer's float32 ones where it keeps such, so that a run can go
+on with other rungs. Random numbers need no state of their own: dropout is seeded from (seed, step, micro-batch), which is also what
+makes it the same for any number of processes.
 """
 
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from optim_ladder import TrainStep
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+MASTER = "master"  # where the model's weights are rounded ones: the exact one, in the optimizer's state
 Tensors = dict[str, dict[str, Tensor]]
 
 
@@ -24,9 +26,9 @@ def pack(step: TrainStep) -> Tensors:
     model, optimizer = {}, {}
     for name, parameter in step.model.named_parameters():
         rows = _rows(step.model, name)
-        model[name] = parameter.detach()[:rows]
-        kept = step.optimizer.state.get(parameter)
-        if kept:
+        kept = step.optimizer.state.get(parameter, {})
+        model[name] = kept.get(MASTER, parameter).detach()[:rows]
+        if "step" in kept:
             optimizer |= {f"{name}.{moment}": kept[moment][:rows] for moment in MOMENTS}
             optimizer[f"{name}.step"] = kept["step"].reshape(1)
         else:  # fp16's scaler has skipped every step so far: AdamW begins with zeros
@@ -39,9 +41,9 @@ def template(step: TrainStep) -> Tensors:
     """Tensors on the CPU of the shapes that `pack` gives after the first step, their values undefined."""
     tensors: Tensors = {"model": {}, "optimizer": {}}
     for name, parameter in step.model.named_parameters():
-        part = parameter.detach()[: _rows(step.model, name)]
-        tensors["model"][name] = torch.empty_like(part, device="cpu")
-        tensors["optimizer"] |= {f"{name}.{moment}": torch.empty_like(part, device="cpu") for moment in MOMENTS}
+        shape = parameter[: _rows(step.model, name)].shape
+        tensors["model"][name] = torch.empty(shape)
+        tensors["optimizer"] |= {f"{name}.{moment}": torch.empty(shape) for moment in MOMENTS}
         tensors["optimizer"][f"{name}.step"] = torch.empty(1)
     return tensors
 
@@ -74,15 +76,16 @@ def unpack(step: TrainStep, tensors: Mapping[str, Mapping[str, Tensor]]) -> None
     state = step.optimizer.state_dict()
     names = {id(parameter): name for name, parameter in step.model.named_parameters()}
     order = [names[id(p)] for group in step.optimizer.param_groups for p in group["params"]]
-    for name, parameter in step.model.named_parameters():
-        parameter.copy_(_padded(tensors["model"][name], parameter))
-    parameters = dict(step.model.named_parameters())
-    kept = tensors["optimizer"]
-    state["state"] = {
-        i: {moment: _padded(kept[f"{name}.{moment}"], parameters[name]) for moment in MOMENTS}
-        | {"step": kept[f"{name}.step"].reshape(()).clone()}
-        for i, name in enumerate(order)
-    }
+    parameters, moments, state["state"] = dict(step.model.named_parameters()), tensors["optimizer"], {}
+    for i, name in enumerate(order):
+        parameter = parameters[name]
+        weight = _padded(tensors["model"][name], parameter)
+        kept = {moment: _padded(moments[f"{name}.{moment}"], parameter) for moment in MOMENTS}
+        kept["step"] = moments[f"{name}.step"].reshape(()).clone()
+        if MASTER in step.optimizer.state.get(parameter, {}):
+            kept[MASTER] = weight
+        state["state"][i] = kept
+        parameter.copy_(weight)
     step.optimizer.load_state_dict(state)
 
 

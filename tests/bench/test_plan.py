@@ -8,13 +8,14 @@ import pytest
 from bench.ladder import make_plan
 from bench.plan import Schedule
 from bench.session import visiting_orders
+from optim_ladder import DERIVATIONS
 from tests.optim_ladder.devices import CPU, H100
 
 WHERE = {"results_dir": Path("records"), "charts_dir": Path("charts")}
 
 
 def test_the_baseline_is_always_measured_twice() -> None:
-    for derivation in ("cumulative", "single", "leave-one-out", "scaling", "all"):
+    for derivation in (*DERIVATIONS, "all"):
         plan = make_plan(CPU, derivation=derivation, **WHERE)
         assert list(plan.settings)[:2] == ["baseline", "baseline-again"]
         assert plan.settings["baseline"] == plan.settings["baseline-again"]
@@ -25,13 +26,19 @@ def test_every_distinct_setting_is_measured_once() -> None:
     wanted = {p.settings for places in plan.derivations.values() for p in places if p.settings}
     assert set(plan.settings.values()) == wanted
     assert len(plan.settings) == len(wanted) + 1  # the baseline's twin
-    assert list(plan.derivations) == ["cumulative", "single", "leave-one-out", "scaling"]
+    assert list(plan.derivations) == ["cumulative", "single", "leave-one-out", "choices", "scaling"]
 
 
 def test_keeping_to_some_rungs() -> None:
     plan = make_plan(CPU, rungs=["flash", "bf16"], **WHERE)
     assert list(plan.settings) == ["baseline", "baseline-again", "bf16", "bf16+flash"]
-    assert "scaling" not in make_plan(CPU, rungs=["flash"], derivation="all", **WHERE).derivations
+    assert {"scaling", "choices"}.isdisjoint(make_plan(CPU, rungs=["flash"], derivation="all", **WHERE).derivations)
+
+
+def test_choosing_between_rungs_of_one_slot() -> None:
+    plan = make_plan(CPU, rungs=["bf16", "compile", "bf16_weights"], derivation="choices", **WHERE)
+    assert list(plan.settings) == ["baseline", "baseline-again", "compile+bf16_weights", "bf16+compile", "compile"]
+    assert [place.label for place in plan.derivations["choices"]] == ["all", "bf16", "no precision"]
 
 
 def test_the_workload_can_be_overridden() -> None:
@@ -58,6 +65,8 @@ def test_quick_is_one_short_trial() -> None:
         ({"rungs": ["ddp"]}, "nothing to measure beside the baseline (no rung of that derivation is named)"),
         ({"micro_batch": 0}, "micro_batch is 0; it must be a positive integer"),
         ({"derivation": "scaling", "rungs": ["bf16"]}, "derivation 'scaling' needs rung 'ddp'; add it to --rungs"),
+        ({"derivation": "choices", "rungs": ["bf16"]}, "derivation 'choices' needs two rungs of one slot that can run here"),
+        ({"derivation": "choices", "rungs": ["bf16", "bf16_weights", "cuda_graphs"]}, "rung 'cuda_graphs' needs 'compile'"),
     ],
 )
 def test_a_wrong_wish_is_one_clear_line(wrong: dict, message: str) -> None:

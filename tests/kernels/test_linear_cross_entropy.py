@@ -4,6 +4,7 @@ told.
 The matrix products are PyTorch's own, so bf16 is fine in the interpreter too.
 """
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kernels import cross_entropy, fp8
 from kernels import linear_cross_entropy as module
 from kernels.cross_entropy import IGNORED
 from kernels.linear_cross_entropy import chunk_rows_for, linear_cross_entropy, reference
-from tests.kernels.oracle import DEVICE, check, draw, twin
+from tests.kernels.oracle import DEVICE, check, differentiate, draw, twin
 
 DTYPES = (torch.float32, torch.bfloat16)
+SCALES = pytest.mark.parametrize("scales", [fp8.DYNAMIC, fp8.STATIC], ids=["dynamic", "static"])
+HAS_FP8 = pytest.mark.skipif(
+    DEVICE.type == "cuda" and torch.cuda.get_device_capability() < (8, 9), reason="this GPU has no fp8 arithmetic"
+)
 
 
 def inputs(rows: int, vocab_size: int, *, padding: int = 0, channels=24, dtype=torch.float32, seed: int = 0) -> dict:
@@ -152,6 +158,33 @@ def test_memory_stays_with_the_chunk(dtype: torch.dtype) -> None:
     assert plain > 3 * all_logits  # what all this is for
 
 
+@HAS_FP8
+def test_no_fp8_numbers_are_kept_for_the_backward_pass() -> None:
+    given = inputs(12, 301, padding=19, channels=32, dtype=torch.bfloat16)
+    leaves = {name: t.requires_grad_(t.is_floating_point()) for name, t in given.items()}
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        linear_cross_entropy(**leaves, vocab_size=301, scales=fp8.DYNAMIC)
+    assert sorted(t.shape for t in kept if t.dim()) == [(12, 32), (320, 32)]  # the gradients of x and of the table
+
+
+@HAS_FP8
+def test_one_chunks_logits_at_a_time_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are new tensors there: the last chunk's must be gone before the next one's are made."""
+    made, original = [], fp8.product
+
+    def product(*arguments: object) -> Tensor:
+        assert all(logits() is None for logits in made)
+        logits = original(*arguments)
+        made.append(weakref.ref(logits))
+        return logits
+
+    monkeypatch.setattr(fp8, "product", product)
+    given = inputs(12, 301, padding=19, channels=32, dtype=torch.bfloat16)
+    linear_cross_entropy(**given, vocab_size=301, chunk_rows=5, scales=fp8.STATIC)
+    assert len(made) == 3
+
+
 @pytest.mark.parametrize(("gib", "rows"), [(8, 2048), (24, 4096), (80, 16384), (0.1, 128)])
 def test_chunks_suit_the_card(gib: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     card = SimpleNamespace(total_memory=int(gib * 2**30))
@@ -164,6 +197,51 @@ def test_no_row_that_counts_is_no_number() -> None:
     given["targets"].fill_(IGNORED)
     assert linear_cross_entropy(**given, vocab_size=65).isnan()
     assert reference(**given, vocab_size=65).isnan()
+
+
+def written_out_in_fp8(x: Tensor, weight: Tensor, targets: Tensor, *, scales: fp8.Scales, **keywords) -> Tensor:
+    """`reference` with logits from `kernels.fp8`, which has tests of its own, left in bf16 as the op has them."""
+    logits = fp8.linear(x, weight, scales=scales)
+    losses = cross_entropy.reference(logits, targets, **keywords)
+    return losses.sum() / (targets != IGNORED).sum()
+
+
+def verify_in_fp8(function: Callable, given: dict, scales: fp8.Scales, **keywords) -> None:
+    found = differentiate(partial(function, scales=scales, vocab_size=301, z_loss=1e-2, **keywords), given)
+    expected = differentiate(partial(written_out_in_fp8, scales=scales, vocab_size=301, z_loss=1e-2), given)
+    for name, exact in expected.items():
+        assert found[name].dtype == exact.dtype, name
+        error = float((found[name].float() - exact.float()).abs().max() / exact.float().abs().max())
+        assert error <= (1e-5 if name == "output 0" else 2.0**-6), f"{name} is off by {error:.3g}"
+
+
+@HAS_FP8
+@SCALES
+@pytest.mark.parametrize("chunk_rows", [1, 5, None])
+def test_logits_in_fp8_in_chunks_of_any_size(chunk_rows: int | None, scales: fp8.Scales) -> None:
+    """Rows of very different sizes: a chunk with the scales of another one would show."""
+    given = inputs(12, 301, padding=19, channels=32, dtype=torch.bfloat16)
+    given["x"] *= torch.exp2(torch.arange(-3.0, 3.0, 0.5, device=DEVICE))[:, None].to(torch.bfloat16)
+    for weight in (given["weight"], given["weight"].float()):
+        verify_in_fp8(linear_cross_entropy, given | {"weight": weight}, scales, chunk_rows=chunk_rows)
+
+
+FP8_BUGS = {
+    "always the first chunk's scales": ("scales[chunk] if", "scales[: len(x[chunk])] if"),
+    "always the first chunk's rows": ("fp8.product(rows[chunk]", "fp8.product(rows[: len(x[chunk])]"),
+    "logits in 16 bits": ("if scales is not None", "if False"),
+    "16-bit scales for fp8 numbers": ("columns, column_scales, None", "columns, column_scales * 1.02, None"),
+}
+
+
+@HAS_FP8
+@pytest.mark.parametrize("bug", FP8_BUGS)
+def test_a_bug_planted_in_fp8s_way_is_found(bug: str, tmp_path: Path) -> None:
+    given = inputs(12, 301, padding=19, channels=32, dtype=torch.bfloat16)
+    given["x"] *= torch.exp2(torch.arange(-3.0, 3.0, 0.5, device=DEVICE))[:, None].to(torch.bfloat16)
+    planted = twin(module, *FP8_BUGS[bug], tmp_path)
+    with pytest.raises(AssertionError, match="is off by"):
+        verify_in_fp8(planted.linear_cross_entropy, given, fp8.DYNAMIC, chunk_rows=5)
 
 
 BUGS = {
@@ -190,9 +268,25 @@ def test_it_is_a_well_behaved_op() -> None:
     given = inputs(6, 65, padding=5)
     x, weight = given["x"].requires_grad_(), given["weight"].requires_grad_()
     keywords = {"vocab_size": 65, "z_loss": 0.0, "chunk_rows": 4, "gradient": True}
-    torch.library.opcheck(module._loss_and_gradients, (x, weight, given["targets"]), keywords)
+    torch.library.opcheck(module._loss_and_gradients, (x, weight, given["targets"], []), keywords)
     torch.library.opcheck(
-        module._loss_and_gradients, (x.detach(), weight.detach(), given["targets"]), keywords | {"gradient": False}
+        module._loss_and_gradients, (x.detach(), weight.detach(), given["targets"], []), keywords | {"gradient": False}
+    )
+
+
+@HAS_FP8
+@SCALES
+def test_it_is_a_well_behaved_op_in_fp8(scales: fp8.Scales) -> None:
+    given = inputs(6, 65, padding=15, channels=16, dtype=torch.bfloat16)
+    x, weight = given["x"].requires_grad_(), given["weight"].requires_grad_()
+    quantised = [
+        *fp8.quantise(x.detach(), scales.activation), *fp8.quantise(weight.detach(), scales.weight),
+    ]  # fmt: skip
+    keywords = {"vocab_size": 65, "z_loss": 0.0, "chunk_rows": 4, "gradient": True}
+    # Its test of the schema would compare e4m3 numbers, for which PyTorch has no arithmetic.
+    checks = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(
+        module._loss_and_gradients, (x, weight, given["targets"], quantised), keywords, test_utils=checks
     )
 
 
@@ -219,6 +313,8 @@ def test_it_can_be_compiled() -> None:
         ({"weight": torch.zeros(5, 2)}, r"weight \(5, 2\)"),
         ({"vocab_size": 6}, "vocab_size is 6"),
         ({"chunk_rows": 0}, "chunk_rows is 0; it must be at least 1, or None"),
+        ({"scales": fp8.STATIC}, "x is torch.float32; for fp8 it must be bfloat16"),
+        ({"scales": fp8.STATIC, "x": torch.zeros(4, 3, dtype=torch.bfloat16)}, r"weight is \(5, 3\); fp8 needs"),
     ],
 )
 def test_wrong_inputs_are_refused_by_name(change: dict, message: str) -> None:

@@ -152,7 +152,7 @@ def test_padding_changes_neither_weights_nor_loss_nor_gradients() -> None:
 def test_what_rungs_choose_has_a_plain_default() -> None:
     """And is all that can be chosen by name: a shape is made of numbers."""
     chosen = {f.name: f.default for f in fields(GPT2Config) if f.name in CHOSEN_BY_RUNGS}
-    assert set(chosen.values()) == {"written_out", None} and len(chosen) == len(CHOSEN_BY_RUNGS)
+    assert set(chosen.values()) == {"written_out", None, False} and len(chosen) == len(CHOSEN_BY_RUNGS)
     assert all(isinstance(f.default, int | float) for f in fields(GPT2Config) if f.name not in CHOSEN_BY_RUNGS)
 
 
@@ -179,7 +179,7 @@ def test_dropout_acts_in_training_only() -> None:
         ({"n_head": 5}, "n_embd is 39, which n_head=5 does not divide"),
         ({"n_layer": 0}, "n_layer is 0; it must be at least 1"),
         ({"padded_vocab_size": 100}, "padded_vocab_size is 100, below vocab_size=101"),
-        ({"attention": "flsh"}, "attention is 'flsh'; choose one of written_out, sdpa"),
+        ({"attention": "flsh"}, "attention is 'flsh'; choose one of written_out, sdpa, flex, triton"),
         ({"loss": "tritn"}, "loss is 'tritn'; choose one of written_out, triton, chunked"),
         ({"dropout": 1.0}, r"dropout is 1.0; it must lie in \[0, 1\)"),
     ],

@@ -11,7 +11,7 @@ import torch
 
 import optim_ladder.rungs
 from optim_ladder import DEFAULT, LADDER, Rung, Settings, Workload, derive, in_order, rung
-from optim_ladder.derive import climb
+from optim_ladder.derive import climb, climbing_order
 from optim_ladder.rung import REORDERED
 from tests.optim_ladder.devices import CPU, H100, T4, gpu
 
@@ -102,21 +102,30 @@ def rungs_of(places) -> list[str]:
 
 def test_cumulative_on_an_h100() -> None:
     places = derive("cumulative", DEFAULT, H100, GPU_WORKLOAD)
+    to_the_norms = "tf32+bf16+compile+cudnn_attention+padded_vocab+triton_cross_entropy+triton_layer_norm"
+    late = f"{to_the_norms}+triton_adamw+bf16_weights+fp8_static".replace("bf16+", "", 1)
     assert rungs_of(places) == [
         "",
         "tf32",
         "tf32+bf16",
         "(fp16)",
         "tf32+bf16+compile",
-        "tf32+bf16+compile+flash",
-        "tf32+bf16+compile+triton_attention",  # takes flash's slot over
+        "tf32+bf16+compile+efficient_attention",
+        "tf32+bf16+compile+flash",  # takes its slot over, as those that follow take flash's
+        "tf32+bf16+compile+flex_attention",
+        "tf32+bf16+compile+triton_attention",
         "tf32+bf16+compile+cudnn_attention",
         "tf32+bf16+compile+cudnn_attention+padded_vocab",
         "tf32+bf16+compile+cudnn_attention+padded_vocab+triton_cross_entropy",
-        "tf32+bf16+compile+cudnn_attention+padded_vocab+triton_cross_entropy+triton_layer_norm",
-        "tf32+bf16+compile+cudnn_attention+padded_vocab+triton_cross_entropy+triton_layer_norm+triton_mlp",
-        "tf32+bf16+compile+cudnn_attention+padded_vocab+triton_cross_entropy+triton_layer_norm+triton_mlp+fused_adamw",
-        "tf32+bf16+compile+cudnn_attention+padded_vocab+triton_cross_entropy+triton_layer_norm+triton_mlp+triton_adamw",
+        to_the_norms,
+        f"{to_the_norms}+triton_mlp",
+        f"{to_the_norms}+triton_mlp+fused_adamw",
+        f"{to_the_norms}+triton_mlp+triton_adamw",
+        f"{to_the_norms}+triton_mlp+triton_adamw+bf16_weights".replace("bf16+", "", 1),
+        late.replace("fp8_static", "fp8"),
+        late,
+        f"{late}+max_autotune".replace("compile+", ""),
+        f"{late}+max_autotune+cuda_graphs".replace("compile+", ""),
     ]
     measured = [p for p in places if p.settings]
     assert [p.previous for p in measured[1:]] == [p.settings for p in measured[:-1]]
@@ -125,9 +134,11 @@ def test_cumulative_on_an_h100() -> None:
 def test_cumulative_on_a_t4_takes_fp16_and_leaves_out_what_needs_newer_cores() -> None:
     places = derive("cumulative", DEFAULT, T4, GPU_WORKLOAD)
     assert rungs_of(places) == [
-        "", "(tf32)", "(bf16)", "fp16", "fp16+compile", "fp16+compile+flash", "(triton_attention)", "(cudnn_attention)",
-        "fp16+compile+flash+padded_vocab", "(triton_cross_entropy)", "(triton_layer_norm)", "(triton_mlp)",
-        "fp16+compile+flash+padded_vocab+fused_adamw", "(triton_adamw)",
+        "", "(tf32)", "(bf16)", "fp16", "fp16+compile", "fp16+compile+efficient_attention", "fp16+compile+flash",
+        "(flex_attention)", "(triton_attention)", "(cudnn_attention)", "fp16+compile+flash+padded_vocab",
+        "(triton_cross_entropy)", "(triton_layer_norm)", "(triton_mlp)", "fp16+compile+flash+padded_vocab+fused_adamw",
+        "(triton_adamw)", "(bf16_weights)", "(fp8)", "(fp8_static)", "fp16+flash+padded_vocab+fused_adamw+max_autotune",
+        "fp16+flash+padded_vocab+fused_adamw+max_autotune+cuda_graphs",
     ]  # fmt: skip
     reasons = {p.label: p.skipped for p in places if p.skipped}
     assert "compute capability 8.0" in reasons["tf32"]
@@ -137,8 +148,8 @@ def test_cumulative_on_a_t4_takes_fp16_and_leaves_out_what_needs_newer_cores() -
 def test_cumulative_on_a_cpu_says_why_rungs_are_missing() -> None:
     reasons = {p.label: p.skipped for p in derive("cumulative", DEFAULT, CPU, CPU_WORKLOAD) if p.skipped}
     assert reasons.keys() == {
-        "tf32", "fp16", "triton_attention", "cudnn_attention", "padded_vocab", "triton_cross_entropy", "triton_layer_norm",
-        "triton_mlp", "triton_adamw",
+        "tf32", "fp16", "efficient_attention", "flex_attention", "triton_attention", "cudnn_attention", "padded_vocab",
+        "triton_cross_entropy", "triton_layer_norm", "triton_mlp", "triton_adamw", "fp8", "fp8_static", "cuda_graphs",
     }  # fmt: skip
     assert reasons["triton_cross_entropy"].startswith("needs an NVIDIA GPU (for tests, ")
     assert reasons["padded_vocab"] == "the vocabulary of 8192 is already a multiple of 128"
@@ -147,8 +158,10 @@ def test_cumulative_on_a_cpu_says_why_rungs_are_missing() -> None:
 def test_single_brings_what_a_rung_needs() -> None:
     places = derive("single", DEFAULT, H100, GPU_WORKLOAD)
     assert rungs_of(places) == [
-        "", "tf32", "bf16", "(fp16)", "compile", "flash", "triton_attention", "bf16+cudnn_attention", "padded_vocab",
-        "triton_cross_entropy", "triton_layer_norm", "triton_mlp", "fused_adamw", "triton_adamw",
+        "", "tf32", "bf16", "(fp16)", "compile", "efficient_attention", "flash", "compile+flex_attention",
+        "triton_attention", "bf16+cudnn_attention", "padded_vocab", "triton_cross_entropy", "triton_layer_norm",
+        "triton_mlp", "fused_adamw", "triton_adamw", "bf16_weights", "bf16+fp8", "bf16+fp8_static", "max_autotune",
+        "compile+cuda_graphs",
     ]  # fmt: skip
     assert {p.previous.id for p in places[1:] if p.previous} == {"baseline"}
 
@@ -156,15 +169,61 @@ def test_single_brings_what_a_rung_needs() -> None:
 def test_leave_one_out_takes_dependents_along_and_brings_back_what_was_replaced() -> None:
     places = {p.label: p for p in derive("leave-one-out", DEFAULT, H100, GPU_WORKLOAD)}
     everything = {
-        "tf32", "bf16", "compile", "cudnn_attention", "padded_vocab", "triton_cross_entropy", "triton_layer_norm",
-        "triton_mlp", "triton_adamw",
+        "tf32", "cudnn_attention", "padded_vocab", "triton_cross_entropy", "triton_layer_norm", "triton_adamw",
+        "bf16_weights", "fp8_static", "max_autotune", "cuda_graphs",
     }  # fmt: skip
     assert set(places["all"].settings.rungs) == everything
-    assert set(places["bf16"].settings.rungs) == everything - {"bf16", "cudnn_attention"} | {"triton_attention"}
+    assert set(places["bf16_weights"].settings.rungs) == everything - {"bf16_weights"} | {"bf16"}
     assert set(places["cudnn_attention"].settings.rungs) == everything - {"cudnn_attention"} | {"triton_attention"}
     assert set(places["triton_adamw"].settings.rungs) == everything - {"triton_adamw"} | {"fused_adamw"}
+    assert set(places["max_autotune"].settings.rungs) == everything - {"max_autotune"} | {"compile"}
     assert places["flash"].settings is None and "replaced" in places["flash"].skipped
-    assert places["compile"].previous == places["all"].settings
+    assert places["cuda_graphs"].previous == places["all"].settings
+    few = in_order(["bf16", "compile", "cudnn_attention", "cuda_graphs"])
+    places = {p.label: p for p in derive("leave-one-out", few, H100, GPU_WORKLOAD)}
+    assert places["bf16"].settings.id == "compile+cuda_graphs"
+    assert places["compile"].settings.id == "bf16+cudnn_attention"
+
+
+def test_choices_put_every_other_rung_into_its_slot() -> None:
+    places = {p.label: p for p in derive("choices", DEFAULT, H100, GPU_WORKLOAD)}
+    top = set(places["all"].settings.rungs)
+    assert [label for label in places if places[label].settings] == [
+        "all", "bf16", "no precision", "compile", "no compiler", "efficient_attention", "flash", "flex_attention",
+        "triton_attention", "no attention", "triton_mlp", "fp8", "no mlp", "fused_adamw", "no optimizer",
+    ]  # fmt: skip
+    assert set(places["flash"].settings.rungs) == top - {"cudnn_attention"} | {"flash"}
+    assert set(places["triton_mlp"].settings.rungs) == top - {"fp8_static"} | {"triton_mlp"}
+    assert set(places["no mlp"].settings.rungs) == top - {"fp8_static"}
+    assert set(places["compile"].settings.rungs) == top - {"max_autotune"} | {"compile"}
+    assert set(places["no compiler"].settings.rungs) == top - {"max_autotune", "cuda_graphs"}
+    in_fp32 = top - {"bf16_weights", "fp8_static", "cudnn_attention"} | {"triton_mlp", "triton_attention"}
+    assert set(places["no precision"].settings.rungs) == in_fp32  # what lacks its need gives way to the next
+    assert "this device has bf16" in places["fp16"].skipped and places["fp16"].settings is None
+    assert {p.previous for label, p in places.items() if p.settings and label != "all"} == {places["all"].settings}
+    assert places["flash"].title == "with flash attention (SDPA)" and places["no mlp"].title == "with no mlp rung"
+
+
+def test_where_there_is_no_choice_there_is_none() -> None:
+    places = {p.label: p for p in derive("choices", DEFAULT, CPU, CPU_WORKLOAD)}
+    measured = [label for label, p in places.items() if p.settings]
+    assert measured == ["all", "bf16", "no precision", "compile", "no compiler"]
+    assert "no attention" not in places and "flash" not in places  # on a processor there is one
+    alone = derive("choices", in_order(["bf16", "compile", "flash"]), H100, GPU_WORKLOAD)
+    assert [p.label for p in alone] == ["all"]
+
+
+def test_a_need_that_only_a_later_rung_meets_is_waited_for() -> None:
+    chosen = in_order(["compile", "cudnn_attention", "bf16_weights"])
+    assert rungs_of(derive("cumulative", chosen, H100, GPU_WORKLOAD)) == [
+        "", "compile", "compile+bf16_weights", "compile+cudnn_attention+bf16_weights",
+    ]  # fmt: skip
+    assert climb(chosen, H100, GPU_WORKLOAD)[1] == {}
+    unmet = in_order(["compile", "cudnn_attention", "fused_adamw"])
+    assert rungs_of(derive("cumulative", unmet, H100, GPU_WORKLOAD)) == [
+        "", "compile", "(cudnn_attention)", "compile+fused_adamw",
+    ]  # fmt: skip
+    assert climbing_order(LADDER) == list(LADDER)  # on the whole ladder nothing waits
 
 
 def test_scaling_goes_up_to_the_devices_there_are() -> None:
@@ -221,6 +280,14 @@ def test_the_attention_kernel_says_what_it_cannot_do() -> None:
     assert "no attention" in reason(H100, replace(GPU_WORKLOAD, model="char-bigram"))
     assert "no dropout" in reason(H100, replace(GPU_WORKLOAD, dropout=0.1))
     assert reason(H100, replace(GPU_WORKLOAD, model="stories")).endswith("32, 64, 128; this model has 192")
+
+
+def test_other_rungs_say_what_they_need() -> None:
+    efficient = rung("efficient_attention").unavailable
+    assert efficient(H100, GPU_WORKLOAD) is None and efficient(T4, GPU_WORKLOAD) is None
+    assert "NVIDIA GPUs" in efficient(CPU, CPU_WORKLOAD)
+    assert "no attention" in efficient(H100, replace(GPU_WORKLOAD, model="char-bigram"))
+    assert rung("max_autotune").unavailable is rung("compile").unavailable
 
 
 def test_in_order_drops_duplicates() -> None:

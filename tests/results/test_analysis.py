@@ -98,6 +98,15 @@ def test_leave_one_out_is_over_everything(record):
     assert rows["max_autotune"].over_previous_verdict == FASTER  # it hurts, so all is faster without it
 
 
+def test_choices_are_over_everything_and_the_best_may_be_one():
+    record = make_record("h100", noise=0.002, derivations=("choices",))
+    rows = by_label(record, "choices")
+    assert rows["all"].over_previous is None and rows["fp16"].status == analysis.SKIPPED
+    assert rows["efficient_attention"].over_previous.ratio == pytest.approx(1 / (1.62 * 0.75), rel=0.01)
+    assert rows["triton_mlp"].over_previous_verdict == FASTER
+    assert analysis.best([(PATH, record)], "h100-sxm").measurement.rungs[-1] == "triton_mlp"
+
+
 def test_quantised_settings_and_unknown_peaks_have_no_mfu():
     assert by_label(tiny([[50.0]], quantised=True))["x"].mfu_full is None
     record = dataclasses.replace(tiny([[50.0]]), mfu_peak=None, roofline=None)

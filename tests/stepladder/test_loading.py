@@ -143,7 +143,7 @@ def test_another_tokenizer_is_refused_and_a_lost_one_asked_for(trained: Path) ->
     [
         ({"name": "giant", "config": {}}, "holds a model 'giant', which is unknown here; use the version that wrote it"),
         ({"name": "pico", "config": {"n_layer": 2, "colour": 3}}, "colour"),
-        ({"name": "pico", "config": {"n_layer": 3, "n_head": 2, "n_embd": 64, "vocab_size": 256}}, "is missing; this shape needs"),
+        ({"name": "pico", "config": {"n_layer": 3, "n_head": 2, "n_embd": 64, "n_positions": 16, "vocab_size": 256}}, "is missing; this shape needs"),
         ({"name": "pico", "config": None}, "is unknown here"),
     ],
 )

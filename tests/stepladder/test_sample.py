@@ -201,7 +201,7 @@ def test_nothing_but_text_is_on_stdout(runs: Path, capsys) -> None:
         (["-n", str(2**70)], "-n"),
         (["--prompt", "1 \udcff"], "--prompt is not UTF-8 text"),
         (["--sed", "3"], "unknown argument '--sed': did you mean '--seed'?"),
-        (["--prompt", "1", "--slide", "1025"], "slide is 1025; it must be from 1 to the model's 1024 positions"),
+        (["--prompt", "1", "--slide", "17"], "slide is 17; it must be from 1 to the model's 16 positions"),
         (["--rungs", "flash"], "unknown rung 'flash': choose from kv_cache, static_cache, compile, bf16, int8"),
         (["--rungs", "compile"], "rung 'compile' needs 'static_cache'"),
         (["--rungs", "kv_cache", "--best"], "--best and --rungs both say"),
