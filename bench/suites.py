@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench import kernels, kernels_jobs, kernels_session, ladder, ladder_jobs, sampling, sampling_jobs
+from bench import kernels, kernels_jobs, kernels_session, ladder, ladder_jobs, profile_jobs, sampling, sampling_jobs
 from bench.plan import Plan, Schedule
 from bench.session import Session
 from hardware import Device
@@ -24,7 +24,8 @@ class Suite:
         plan: (device, keywords of the command line) -> what to measure; the same keywords for every suite, see
             `ladder.make_plan`.
         session: measures a plan.
-        jobs: kind -> what a worker does for it; "trial" and whatever the session's `check` asks for.
+        jobs: kind -> what a worker does for it; "trial", whatever the session's `check` asks for, and "profile" for
+            `stepladder profile`.
         unavailable: device -> None, or why nothing of the suite can be measured there.
         schedule: device -> how much is measured there, if nothing else is asked for.
     """
@@ -40,7 +41,7 @@ SUITES: dict[str, Suite] = {
     "ladder": Suite(
         plan=ladder.make_plan,
         session=ladder.LadderSession,
-        jobs={"parity": ladder_jobs.parity, "trial": ladder_jobs.trial},
+        jobs={"parity": ladder_jobs.parity, "trial": ladder_jobs.trial, "profile": profile_jobs.profile},
     ),
     "sampling": Suite(
         plan=sampling.make_plan,

@@ -15,8 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plots import devices, kernels, ladder, leave_one_out, memory, roofline, sampling, scaling, style, waterfall
-from results import analysis, store
+from plots import devices, kernels, ladder, leave_one_out, memory, peers, profile, roofline, sampling, scaling, style, waterfall
+from results import analysis, profiles, store
+from results import peers as comparisons
+from results.gaps import breakdown
+from results.peers import Comparison
+from results.profiles import Profile
 from results.schema import Record
 
 if TYPE_CHECKING:
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 GALLERY = Path(__file__).parent / "gallery"
 MANIFEST = "manifest.json"
 DEVICES = "devices"  # the one chart that is about all devices
+PROFILE = "profile"
+PEERS = "peers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,7 @@ CHARTS: dict[str, Kind] = {
     "ladder": Kind(derivation=analysis.CUMULATIVE, draw=ladder.draw),
     "waterfall": Kind(derivation=analysis.CUMULATIVE, draw=waterfall.draw),
     "leave-one-out": Kind(derivation=analysis.LEAVE_ONE_OUT, draw=leave_one_out.draw),
+    "choices": Kind(derivation=analysis.CHOICES, draw=leave_one_out.draw_choices),
     "memory": Kind(derivation=analysis.CUMULATIVE, draw=memory.draw),
     "roofline": Kind(derivation=analysis.CUMULATIVE, draw=roofline.draw),
     "scaling": Kind(derivation=analysis.SCALING, draw=scaling.draw),
@@ -65,18 +72,45 @@ class Chart:
     sources: list[tuple[Path, Record]]
     figure: Callable[[], "Figure | None"]
 
+    def numbers(self) -> list[Any]:
+        """What is drawn, as plain values, for each source."""
+        return [[asdict(row) for row in analysis.rows(record, self.derivation)] for _, record in self.sources]
+
     def entry(self) -> dict[str, Any]:
         """What the manifest says of it, but for the files."""
-        numbers = [[asdict(row) for row in analysis.rows(record, self.derivation)] for _, record in self.sources]
         return {
             "records": [f"{path.parent.name}/{path.name}" for path, _ in self.sources],
-            "data_sha256": hashlib.sha256(json.dumps(_rounded(numbers), sort_keys=True).encode()).hexdigest(),
+            "data_sha256": hashlib.sha256(json.dumps(_rounded(self.numbers()), sort_keys=True).encode()).hexdigest(),
             "source_sha256": source_digest(),
         }
 
 
-def plan(records: Sequence[tuple[Path, Record]]) -> list[Chart]:
-    """The charts that these records call for: for each device, suite and derivation, of the record that speaks for it."""
+@dataclass(frozen=True, kw_only=True)
+class ProfileChart(Chart):
+    """A chart drawn from a profile instead of a record."""
+
+    sources: list[tuple[Path, Profile]]
+
+    def numbers(self) -> list[Any]:
+        return [asdict(breakdown(found)) for _, found in self.sources]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeersChart(Chart):
+    """A chart drawn from a comparison with other projects."""
+
+    sources: list[tuple[Path, Comparison]]
+
+    def numbers(self) -> list[Any]:
+        return [[asdict(row) for row in comparisons.rows(found)] for _, found in self.sources]
+
+
+def plan(
+    records: Sequence[tuple[Path, Record]],
+    traced: Sequence[tuple[Path, Profile]] = (),
+    compared: Sequence[tuple[Path, Comparison]] = (),
+) -> list[Chart]:
+    """The charts that these call for: for each device, suite and derivation, of the one that speaks for it."""
     charts, across = [], []
     for device in sorted({record.device["slug"] for _, record in records}):
         for name, kind in CHARTS.items():
@@ -89,6 +123,14 @@ def plan(records: Sequence[tuple[Path, Record]]) -> list[Chart]:
     if across:
         figure = functools.partial(devices.draw, [record for _, record in across])
         charts.append(Chart(stem=DEVICES, derivation=analysis.CUMULATIVE, sources=across, figure=figure))
+    for device in sorted({found.device["slug"] for _, found in traced}):
+        chosen = profiles.choose(traced, device)
+        figure = functools.partial(profile.draw, chosen[1])
+        charts.append(ProfileChart(stem=f"{device}/{PROFILE}", derivation=PROFILE, sources=[chosen], figure=figure))
+    for device in sorted({found.device["slug"] for _, found in compared}):
+        chosen = comparisons.choose(compared, device)
+        figure = functools.partial(peers.draw, chosen[1])
+        charts.append(PeersChart(stem=f"{device}/{PEERS}", derivation=PEERS, sources=[chosen], figure=figure))
     return charts
 
 
@@ -112,7 +154,8 @@ def draw(records_dir: Path, out_dir: Path = GALLERY, device: str | None = None) 
     """Draws the gallery and its manifest.
 
     Args:
-        records_dir: folder of all devices' records; unreadable ones are left out (`store.load_all` names them).
+        records_dir: folder of all devices' records, profiles and comparisons beside it; unreadable ones are left out
+            (`store.load_all`, `profiles.load_all` and `peers.load_all` name them).
         out_dir: where the charts go, a folder for each device.
         device: draw this device's charts alone, and the one across devices.
 
@@ -123,10 +166,12 @@ def draw(records_dir: Path, out_dir: Path = GALLERY, device: str | None = None) 
         StoreError: the folder cannot be written.
     """
     records, _ = store.load_all(records_dir)
+    traced, _ = profiles.load_all(profiles.folder(records_dir))
+    compared, _ = comparisons.load_all(comparisons.folder(records_dir))
     before, entries, written = _read_manifest(out_dir), {}, []
     try:
         with style.drawing():
-            for chart in plan(records):
+            for chart in plan(records, traced, compared):
                 if device and chart.stem != DEVICES and not chart.stem.startswith(f"{device}/"):
                     if chart.stem in before:
                         entries[chart.stem] = before[chart.stem]
@@ -153,7 +198,10 @@ def stale(records_dir: Path, out_dir: Path = GALLERY, readme: Path | None = None
         readme: the file with generated sections; ``None`` looks at the gallery alone.
     """
     records, reasons = store.load_all(records_dir)
-    drawn, planned = _read_manifest(out_dir), {chart.stem: chart for chart in plan(records)}
+    traced, unreadable = profiles.load_all(profiles.folder(records_dir))
+    compared, unread = comparisons.load_all(comparisons.folder(records_dir))
+    drawn, planned = _read_manifest(out_dir), {chart.stem: chart for chart in plan(records, traced, compared)}
+    reasons += unreadable + unread
     reasons += [f"{stem}: its records are gone" for stem in sorted(drawn.keys() - planned.keys())]
     for stem, chart in planned.items():
         entry = drawn.get(stem)
@@ -176,7 +224,7 @@ def stale(records_dir: Path, out_dir: Path = GALLERY, readme: Path | None = None
 
 
 WHAT_CHANGED = {"records": "the records", "data_sha256": "the numbers", "source_sha256": "the drawing code"}
-NOT_OF_THE_GALLERY = {"readme.py", "table.py", "kernel_table.py", "run.py", "run_heading.py", "curves.py"}
+NOT_OF_THE_GALLERY = {"readme.py", "table.py", "kernel_table.py", "profile_table.py", "peers_table.py", "run.py", "run_heading.py", "curves.py"}
 
 
 def source_digest() -> str:

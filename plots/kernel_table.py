@@ -1,5 +1,6 @@
 """The terminal's table of a kernel: a row for each problem, a column for each way to compute it."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from plots import text
@@ -23,18 +24,18 @@ def kernel_table(record: Record, kernel: str, width: int | None = None) -> "Tabl
         kernel: a key of ``record.derivations``.
         width: of the terminal, in characters; what does not fit is left out, and said to be. ``None`` shows everything.
     """
-    found, notes = problems(record, kernel), Notes()
-    ways = {e.name: e.title for p in found for e in p.entries}
-    columns = {title: [_cell(p, name, notes) for p in found] for name, title in ways.items()}
-    columns["ours reaches"] = [reached(p, p.ours) for p in found]
-    columns["of the bound"] = [_share(p) for p in found]
-    columns["memory"] = [_memory(p) for p in found]
+    found = problems(record, kernel)
+    ways = {e.title: e.name for p in found for e in p.entries}
     labels = [f"{p.direction}, {p.size}" for p in found]
-    dropped = []
-    for heading in DISPENSABLE:
-        if width is not None and heading in columns and natural_width(labels, columns) > width:
-            dropped.append(heading)
-            del columns[heading]
+    dropped: list[str] = []
+    while True:  # with as few columns as it takes to fit; notes are those of the columns that stay
+        notes = Notes()
+        headings = [heading for heading in (*ways, *OF_OURS) if heading not in dropped]
+        columns = {h: [OF_OURS[h](p) if h in OF_OURS else _cell(p, ways[h], notes) for p in found] for h in headings}
+        dispensable = next((heading for heading in DISPENSABLE if heading in columns), None)
+        if width is None or dispensable is None or natural_width(labels, columns) <= width:
+            break
+        dropped.append(dispensable)
     title = found[0].title if found else kernel
     out = empty_table(f"{title} · {record.device['name']} · {text.workload(record)}", [kernel, *columns])
     for i, (problem, label) in enumerate(zip(found, labels, strict=True)):
@@ -75,3 +76,8 @@ def _memory(problem: Problem) -> str:
     found = {name: e.row.peak_memory_bytes for name in (OURS, "compiled") if (e := problem.entry(name))}
     ours, compiled = (text.gib(found[name]) if found.get(name) else "" for name in (OURS, "compiled"))
     return f"{ours} ({compiled})" if ours and compiled else ours
+
+
+OF_OURS: dict[str, Callable[[Problem], str]] = {
+    "ours reaches": lambda problem: reached(problem, problem.ours), "of the bound": _share, "memory": _memory
+}  # fmt: skip

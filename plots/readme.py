@@ -5,19 +5,27 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from plots import devices, gallery, text
+from plots import devices, gallery, peers, profile_text, text
 from plots.kernels import cell, reached
-from results import analysis, store
+from results import analysis, profiles, store
+from results import peers as comparisons
+from results.gaps import breakdown
 from results.kernels import OURS, Problem, problems
+from results.peers import Comparison
+from results.profiles import Profile
 from results.schema import Record
 from results.stats import NO_DIFFERENCE
 
 SECTION = re.compile(r"(<!-- generated:(?P<name>[\w-]+) -->\n)(?P<body>.*?)(<!-- /generated -->)", re.DOTALL)
 NOTHING = "Nothing has been measured yet: `make bench` measures this machine.\n"
 
-WORDS = ("kernel", "direction", "on", "rung", "device", "workload", "rungs", "versions", "measured", "record")  # columns set flush left
+WORDS = ("part", "name", "program", "what differs", "phase", "kernel", "direction", "on", "rung", "device", "workload", "rungs", "versions", "measured", "record")  # columns set flush left
+
+NUM_KERNELS = 15  # of a profile
 
 Records = Sequence[tuple[Path, Record]]
+Profiles = Sequence[tuple[Path, Profile]]
+Comparisons = Sequence[tuple[Path, Comparison]]
 
 
 def update(readme: Path, records_dir: Path, out_dir: Path = gallery.GALLERY) -> bool:
@@ -48,14 +56,28 @@ def update(readme: Path, records_dir: Path, out_dir: Path = gallery.GALLERY) -> 
 def updated(readme: Path, records_dir: Path, out_dir: Path = gallery.GALLERY) -> str:
     """What the file should say. Arguments and errors as for `update`."""
     content = readme.read_text(encoding="utf-8")
-    records = [(Path(os.path.relpath(path, readme.parent)), record) for path, record in store.load_all(records_dir)[0]]
+    records, traced, compared = (
+        [(Path(os.path.relpath(path, readme.parent)), record) for path, record in load_all(folder)[0]]
+        for load_all, folder in (
+            (store.load_all, records_dir),
+            (profiles.load_all, profiles.folder(records_dir)),
+            (comparisons.load_all, comparisons.folder(records_dir)),
+        )
+    )
     found = [match["name"] for match in SECTION.finditer(content)]
-    if unknown := [name for name in found if name not in SECTIONS]:
-        raise ValueError(f"{readme} has a generated section {unknown[0]!r}; choose one of {', '.join(SECTIONS)}")
+    known = (*SECTIONS, gallery.PROFILE, gallery.PEERS)
+    if unknown := [name for name in found if name not in known]:
+        raise ValueError(f"{readme} has a generated section {unknown[0]!r}; choose one of {', '.join(known)}")
     if len(found) != content.count("<!-- generated:"):
         raise ValueError(f"{readme} has a generated section without end; close each with <!-- /generated -->")
     images = Path(os.path.relpath(out_dir, readme.parent)).as_posix()
-    return SECTION.sub(lambda m: f"{m[1]}\n{SECTIONS[m['name']](records, images)}\n{m[4]}", content)
+    return SECTION.sub(lambda m: f"{m[1]}\n{_section(m['name'], records, traced, compared, images)}\n{m[4]}", content)
+
+
+def _section(name: str, records: Records, traced: Profiles, compared: Comparisons, images: str) -> str:
+    if name == gallery.PROFILE:
+        return of_profile(traced, images)
+    return of_peers(compared, images) if name == gallery.PEERS else SECTIONS[name](records, images)
 
 
 def ladder(records: Records, images: str) -> str:
@@ -218,6 +240,68 @@ def _kernel_cells(problem: Problem) -> list[str]:
     ]
 
 
+def of_profile(traced: Profiles, images: str) -> str:
+    """Where a step goes on the device with the fastest products: chart, parts, the largest gaps, the longest kernels."""
+    found = [profiles.choose(traced, slug) for slug in _slugs(traced)]
+    if not found:
+        return NOTHING.replace("make bench", "stepladder profile --best")
+    path, of = max(found, key=lambda pair: _product_rate(pair[1]))
+    step = breakdown(of)
+    cells = [
+        [
+            part.name,
+            text.milliseconds(part.ms),
+            profile_text.bound(part),
+            profile_text.gap(part),
+            profile_text.over(part),
+            text.share(part.ms / step.total_ms),
+        ]
+        for part in step.parts
+        if part.ms or part.bound_ms
+    ]
+    longest = [
+        [f"`{line.name}`", line.part, line.phase, f"{line.calls:,.5g}", text.milliseconds(line.ms)]
+        for line in profile_text.lines(of)[:NUM_KERNELS]
+    ]
+    words = " ".join([profile_text.limits(of), profile_text.accounts(of, step), profile_text.FUSED])
+    source = " · ".join([profile_text.heading(of), text.versions(of), profile_text.provenance(of)])
+    return "\n".join([
+        f"![Where a step goes on {of.device['name']}]({images}/{of.device['slug']}/{gallery.PROFILE}.png)\n",
+        _table(["part", "time", "bound", "more", "over bound", "of the step"], cells),
+        "".join(f"{i + 1}. {sentence}\n" for i, sentence in enumerate(profile_text.sentences(of))),
+        f"<details><summary>The longest {'operators' if of.device['kind'] == 'cpu' else 'kernels'}</summary>\n",
+        _table(["name", "part", "phase", "calls per step", "ms per step"], longest),
+        f"</details>\n\n{words}\n",
+        f"{source} · [profile]({path.as_posix()})\n",
+    ])  # fmt: skip
+
+
+def _product_rate(found: Profile) -> float:
+    return max((found.peaks.get("measured") or {}).get("tflops", {}).values(), default=0.0)
+
+def of_peers(compared: Comparisons, images: str) -> str:
+    """Training runs of other projects beside ours, on the device where ours is fastest: chart, table, provenance."""
+    found = [comparisons.choose(compared, slug) for slug in _slugs(compared)]
+    if not found:
+        return "Not compared yet: `stepladder peers nanogpt=DIR build-nanogpt=DIR llm.c=DIR --best`.\n"
+    path, of = max(found, key=lambda pair: comparisons.speed_of_ours(pair[1]))
+    cells = [
+        [
+            row.entrant.title if row.name == comparisons.OURS else f"[{row.entrant.title}]({row.entrant.source})",
+            text.tokens(row.tokens_per_second.value) if row.tokens_per_second else f"*{peers.failure(row)}*",
+            text.milliseconds(row.step_ms.value) if row.step_ms else "",
+            peers.faster(row),
+            "; ".join(peers.about(row)),
+        ]
+        for row in comparisons.rows(of)
+    ]
+    return "\n".join([
+        f"![Training runs, ours and others', on {of.device['name']}]({images}/{of.device['slug']}/{gallery.PEERS}.png)\n",
+        _table(["program", "tokens/s", "per step", "speed of ours over it", "what differs"], cells),
+        f"{peers.heading(of)} · {text.versions(of)} · {peers.provenance(of)} · {_link(path)}\n",
+    ])  # fmt: skip
+
+
 def _bandwidth(records: Records, slug: str) -> float:
     measured = [r.peaks.get("measured") or {} for _, r in records if r.device["slug"] == slug]
     return max(peaks.get("bandwidth_gbps", 0.0) for peaks in measured)
@@ -232,7 +316,7 @@ SECTIONS: dict[str, Callable[[Records, str], str]] = {
 }
 
 
-def _slugs(records: Records) -> list[str]:
+def _slugs(records: Records | Profiles | Comparisons) -> list[str]:
     return sorted({record.device["slug"] for _, record in records})
 
 

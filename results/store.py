@@ -2,6 +2,8 @@
 
     <directory>/<device slug>/<utc>_<commit>_<digest>.json
 
+Profiles (`results.profiles`) are kept in the same way, in a folder of their own.
+
 The digest is part of the name: a file whose bytes no longer give it is damaged, and is said to be. A record is written
 to a hidden file beside its place, flushed, then linked there, so that no reader ever sees half of one.
 """
@@ -13,11 +15,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from results.schema import SCHEMA_VERSION, Measurement, Record, RecordError, from_dict, to_dict
+
+T = TypeVar("T")  # Record, or what else is kept like one
 
 NAME = re.compile(r"\d{8}T\d{6}Z_(?:[0-9a-f]{4,9}|nocommit)_(?P<digest>[0-9a-f]{12})\.json")
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -44,7 +48,7 @@ class StoreError(ValueError):
     """A record could not be written; one line names the place, the reason and the remedy."""
 
 
-def canonical(record: Record) -> bytes:
+def canonical(record: object) -> bytes:
     """The one spelling of a record: JSON in the schema's order, indented, each list of numbers on one line.
 
     Raises:
@@ -59,12 +63,13 @@ def canonical(record: Record) -> bytes:
     return (flat + "\n").encode()
 
 
-def write(record: Record, directory: Path) -> Path:
+def write(record: T, directory: Path, rules: Callable[[T], object] | None = None) -> Path:
     """Writes a record atomically under its own name.
 
     Args:
         record: what was measured.
         directory: folder of all devices' records; made if missing.
+        rules: what must hold of its values; `check` if not given.
 
     Returns:
         Where it lies. Writing the same record again changes nothing.
@@ -74,7 +79,7 @@ def write(record: Record, directory: Path) -> Path:
         StoreError: the folder cannot be written, or another file has the name.
     """
     payload = canonical(record)
-    check(from_dict(Record, json.loads(payload)))
+    (rules or check)(from_dict(type(record), json.loads(payload)))
     commit = record.environment.get("commit")
     stamp = record.created_utc.replace("-", "").replace(":", "")
     digest = hashlib.sha256(payload).hexdigest()[:12]
@@ -104,8 +109,13 @@ def check_writable(directory: Path) -> None:
         explain(error, Path(directory))
 
 
-def load(path: Path) -> Record:
+def load(path: Path, cls: type[T] = Record, rules: Callable[[T], object] | None = None) -> T:
     """Reads one record and checks it.
+
+    Args:
+        path: the file.
+        cls: what it must be.
+        rules: see `write`.
 
     Raises:
         RecordError: naming the file and what is wrong with it.
@@ -128,19 +138,22 @@ def load(path: Path) -> Record:
     if not name:
         raise RecordError(f"{path}: is not named <utc>_<commit>_<digest>.json, so its content cannot be verified")
     try:
-        record = from_dict(Record, data)
-        check(record)
+        record = from_dict(cls, data)
+        (rules or check)(record)
     except (RecordError, OverflowError) as error:
         raise RecordError(f"{path}: {error}") from error
     return record
 
 
-def load_all(directory: Path, device: str | None = None) -> tuple[list[tuple[Path, Record]], list[str]]:
+def load_all(
+    directory: Path, device: str | None = None, load: Callable[[Path], T] = load
+) -> tuple[list[tuple[Path, T]], list[str]]:
     """Reads every record under a folder.
 
     Args:
         directory: folder of all devices' records; a missing one holds none.
         device: slug of the one device to read.
+        load: reads one.
 
     Returns:
         The records with their paths, oldest first, and one line for every file that is not a record; those files are
@@ -171,8 +184,8 @@ def explain(error: OSError, path: Path) -> NoReturn:
     raise StoreError(f"cannot write {path}: {reason}; {remedy}, or choose another folder with --results-dir") from error
 
 
-def check(record: Record) -> None:
-    """Makes sure that a record says what every reader counts on and the field types alone do not.
+def check_origin(record: Any) -> None:
+    """Makes sure that time, device and commit are what a file's name is made of.
 
     Raises:
         RecordError: naming the field, its value and what it must be.
@@ -187,15 +200,24 @@ def check(record: Record) -> None:
     commit = record.environment.get("commit")
     if commit is not None and not (isinstance(commit, str) and re.fullmatch(r"[0-9a-f]{4,}", commit)):
         raise RecordError(f"record.environment['commit'] is {commit!r}, neither a git hash nor null")
+
+
+def check(record: Record) -> None:
+    """Makes sure that a record says what every reader counts on and the field types alone do not.
+
+    Raises:
+        RecordError: naming the field, its value and what it must be.
+    """
+    check_origin(record)
     if record.suite not in WORKLOAD_COUNTS:
         raise RecordError(f"record.suite is {record.suite!r}; this version reads {', '.join(WORKLOAD_COUNTS)}")
     counts = WORKLOAD_COUNTS[record.suite]
-    _check_workload("record.workload", record.workload, counts)
+    check_workload("record.workload", record.workload, counts)
     for name, measurement in record.measurements.items():
         where = f"record.measurements[{name!r}]"
         if measurement.id != name:
             raise RecordError(f"{where}.id is {measurement.id!r}, not its key")
-        _check_workload(f"{where}.workload", measurement.workload, counts)
+        check_workload(f"{where}.workload", measurement.workload, counts)
         if record.suite == "kernels":
             _check_problem(where, measurement)
         for trial in measurement.trials:
@@ -213,7 +235,12 @@ def check(record: Record) -> None:
                     raise RecordError(f"record.derivations[{derivation!r}] names {ref!r}, which was not measured")
 
 
-def _check_workload(where: str, workload: dict[str, Any], counts: Sequence[str]) -> None:
+def check_workload(where: str, workload: dict[str, Any], counts: Sequence[str]) -> None:
+    """Makes sure that some entries are positive integers.
+
+    Raises:
+        RecordError: one is not.
+    """
     for key in counts:
         value = workload.get(key)
         if type(value) is not int or value < 1:
@@ -226,7 +253,7 @@ def _check_problem(where: str, measurement: Measurement) -> None:
     for key, kind in (("kernel", str), ("title", str), ("direction", str), ("size", str), ("shape", dict)):
         if not isinstance(workload.get(key), kind):
             raise RecordError(f"{where}.workload[{key!r}] is {workload.get(key)!r}, not a {kind.__name__}")
-    _check_workload(f"{where}.workload['shape']", workload["shape"], list(workload["shape"]))
+    check_workload(f"{where}.workload['shape']", workload["shape"], list(workload["shape"]))
     if len(measurement.rungs) != 1:
         raise RecordError(f"{where}.rungs is {measurement.rungs}, not the one implementation")
     if measurement.trials and "bytes" not in measurement.work:

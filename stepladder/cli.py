@@ -4,11 +4,12 @@ Commands import what they need when they run: `plot` and `compare` work where to
 """
 
 import difflib
+import io
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import typer
 
@@ -18,21 +19,23 @@ from stepladder.compare import compare
 from stepladder.convert import convert
 from stepladder.eval import app as evaluate
 from stepladder.ladder import ladder
+from stepladder.peers import peers
 from stepladder.plot import plot
 from stepladder.prepare import prepare
+from stepladder.profile import profile
 from stepladder.sample import sample
 from stepladder.tokenizer import app as tokenizer
 from stepladder.train import train
 from stepladder.tune import tune
 
 COMMANDS = {
-    "ladder": ladder, "prepare": prepare, "tune": tune, "train": train, "sample": sample, "plot": plot, "compare": compare,
-    "convert": convert, "clean": clean,
+    "ladder": ladder, "prepare": prepare, "tune": tune, "profile": profile, "peers": peers, "train": train, "sample": sample, "plot": plot,
+    "compare": compare, "convert": convert, "clean": clean,
 }  # fmt: skip
 GRACE_S = 5.0  # for the process that has something to say
 GROUPS = {"tokenizer": tokenizer, "eval": evaluate}
 # Arguments of the form --no-RUNG are read by the command itself.
-PASSED_ON = dict.fromkeys(("train", "sample"), {"allow_extra_args": True, "ignore_unknown_options": True})
+PASSED_ON = dict.fromkeys(("train", "sample", "profile"), {"allow_extra_args": True, "ignore_unknown_options": True})
 
 app = typer.Typer(
     name="stepladder",
@@ -56,11 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 after an error the user can mend.
     """
+    open_streams()
     try:
         code = app(None if arguments is None else list(arguments), prog_name="stepladder", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except BrokenPipeError:  # `stepladder … | head` has seen enough
+    except (BrokenPipeError, SystemExit) as error:  # `stepladder … | head` has seen enough; typer exits with 1 then
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
@@ -71,11 +77,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # as older versions of typer tell it
+            return 130
         # Usage errors; their class lives in click or in typer, depending on typer's version.
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()  # empty where no command was given: the help is on the screen already
-        return fail(message) if message else 2
+        group = getattr(getattr(error, "ctx", None), "command", None)
+        return fail(message, getattr(group, "commands", ())) if message else 2
+
+
+def open_streams() -> None:
+    """What was closed before the start is empty, or leads nowhere; a character that a terminal lacks becomes its code,
+    so that no result is lost for it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def words(error: ValueError | OSError) -> str:
@@ -86,10 +105,10 @@ def words(error: ValueError | OSError) -> str:
     return str(error)
 
 
-def fail(message: str) -> int:
+def fail(message: str, known: Collection[str] = ()) -> int:
+    """Says what is wrong, and instead of a command that does not exist those that do."""
     one_line = " ".join(message.split())
     if match := re.match(r"No such command '(.*?)'", one_line):
-        known = [*COMMANDS, *GROUPS]
         near = difflib.get_close_matches(match[1], known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         one_line = f"unknown command {match[1]!r}: {hint}choose from {', '.join(known)}"

@@ -137,7 +137,7 @@ def computing(loaded: Loaded, rungs: str, here: Session, *, one_shape: bool) -> 
         ValueError: a rung is unknown or cannot run here, or the model is of no size that rungs know.
     """
     from model import weights
-    from optim_ladder import Settings, Workload, build
+    from optim_ladder import Settings, Workload, build, in_order
     from optim_ladder.build import true_fp32
 
     config = loaded.model.config
@@ -149,8 +149,9 @@ def computing(loaded: Loaded, rungs: str, here: Session, *, one_shape: bool) -> 
         with true_fp32():
             yield Computing(logits=model, loss=model, target=target, how="fp32")
         return
-    if "compile" in names and not one_shape:
-        raise ValueError("rung 'compile' cannot run here: HellaSwag's texts are of many lengths; leave it out")
+    compilers = [rung.name for rung in in_order(names) if rung.slot == "compiler"]
+    if compilers and not one_shape:
+        raise ValueError(f"rung {compilers[0]!r} cannot run here: HellaSwag's texts are of many lengths; leave it out")
     rest = {"dropout": 0.0} if hasattr(config, "dropout") else {}  # in an evaluation nothing is dropped
     workload = Workload(model=_size(config), vocab_size=config.vocab_size, seq_len=config.n_positions, **rest)
     settings = Settings(workload=workload, rungs=names)

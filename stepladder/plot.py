@@ -47,13 +47,13 @@ def draw_runs(runs: list[Path], out: Path | None) -> None:
 def draw_records(device: str | None, results_dir: Path | None) -> None:
     from plots.gallery import draw
     from plots.readme import update
-    from results import load_all
+    from results import load_all, peers, profiles
 
     records = RECORDS if results_dir is None else results_dir / "records"
-    found, problems = load_all(records)
-    for problem in problems:
+    kinds = load_all(records), profiles.load_all(profiles.folder(records)), peers.load_all(peers.folder(records))
+    for problem in (problem for _, problems in kinds for problem in problems):
         typer.echo(f"skipped: {problem}", err=True)
-    devices = sorted({record.device["slug"] for _, record in found})
+    devices = sorted({record.device["slug"] for found, _ in kinds for _, record in found})
     if not devices:
         raise ValueError(f"no records in {records}; make one with: pytest --benchmark")
     if device is not None and device not in devices:

@@ -24,6 +24,7 @@ with pytest.MonkeyPatch.context() as patch:  # decided where a kernel's file is 
         patch.setenv("TRITON_INTERPRET", "1")
     from bench import kernel_cases
 
+import kernels
 from bench import kernels_jobs
 from bench.kernel_case import BOTH, FORWARD, KERNEL, UPDATE, Case, Implementation, Size, Work
 from bench.kernels import KernelSettings, KernelWorkload, make_plan, unavailable
@@ -59,6 +60,8 @@ SMALL = {
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     if KIND == "cpu":
         monkeypatch.setenv("TRITON_INTERPRET", "1")
+        if reason := kernels.unavailable("cpu", None):
+            pytest.skip(reason)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -170,7 +173,8 @@ def test_without_a_gpu_the_command_ends_clean_and_leaves_nothing(tmp_path: Path)
 
 def job(names: dict[str, KernelSettings], path: Path, **more: Any) -> dict[str, Any]:
     settings = [(name, s.to_dict()) for name, s in names.items()]
-    return {"device": KIND, "seed": 1, "journal": str(path), "settings": settings, "trial": 0, "num_blocks": 1, **more}
+    common = {"device": KIND, "seed": 1, "time_limit_s": 600.0, "trial": 0, "num_blocks": 1}
+    return {**common, "journal": str(path), "settings": settings, **more}
 
 
 def setting(kernel: str, direction: str, way: str, shape: dict[str, int]) -> KernelSettings:
@@ -190,7 +194,7 @@ def test_every_way_to_compute_a_case_is_right(kernel: str, tmp_path: Path, monke
         for way in case.implementations
         if not way.compiled and way.unavailable(detect(KIND)) is None  # the compiler takes too long for a test
     }
-    kernels_jobs.check(job(settings, tmp_path / "journal"), 0.0)
+    kernels_jobs.check(job(settings, tmp_path / "journal"), time.perf_counter())
     answers, current = read_journal(tmp_path / "journal")
     assert current is None and list(answers) == list(settings)
     for name, outcome in answers.items():
@@ -301,10 +305,13 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for name, value in {"BLOCK_MS": 0.5, "WARM_MS": 0.1, "WARM_UP_S": 0.05}.items():
         monkeypatch.setattr(kernels_jobs, name, value)
 
-    def measure(trials: int = 2, reporter: Silent | None = None, **ways: Any) -> tuple[KernelsSession, Any]:
+    def measure(
+        trials: int = 2, reporter: Silent | None = None, time_limit_s: float = 600.0, **ways: Any
+    ) -> tuple[KernelsSession, Any]:
         monkeypatch.setitem(kernel_cases.CASES, "square", planted(**ways))
         plan = make_plan(
-            replace(CPU, memory_bytes=2**33), rungs=["square"], schedule=Schedule(num_trials=trials, num_blocks=3),
+            replace(CPU, memory_bytes=2**33), rungs=["square"],
+            schedule=Schedule(num_trials=trials, num_blocks=3, time_limit_s=time_limit_s),
             results_dir=tmp_path, charts_dir=tmp_path,
         )  # fmt: skip
         session = KernelsSession(plan, None, InProcess(tmp_path), reporter or Silent())
@@ -390,7 +397,7 @@ def test_small_numbers_beside_large_ones_count(tmp_path: Path, monkeypatch: pyte
     ways = (replace(right, gradients=incomplete),)
     monkeypatch.setitem(kernel_cases.CASES, "cross_entropy", replace(CASES["cross_entropy"], implementations=ways))
     here = {"x": setting("cross_entropy", BOTH, KERNEL, {"N": 2, "V": 4000, "P": 4000})}
-    kernels_jobs.check(job(here, tmp_path / "journal"), 0.0)
+    kernels_jobs.check(job(here, tmp_path / "journal"), time.perf_counter())
     checks = read_journal(tmp_path / "journal")[0]["x"].result["checks"]
     assert [c["what"] for c in checks if c["value"] > c["bound"]][-1:] == ["mean of gradient of logits"]
 
@@ -417,6 +424,15 @@ def test_a_process_that_dies_takes_one_setting_with_it(run, way, status: str, re
     assert len(checks) == 4 + 1  # one more than there are settings that kill it
     trials = [name for job in session.launcher.jobs if job["kind"] == "trial" for name, _ in job["settings"]]
     assert trials and not any(name.endswith("library") for name in trials)
+
+
+def test_settings_that_take_long_together_do_not_count_as_one_that_hangs(run) -> None:
+    """The time limit is a process's. Where it is spent, another process goes on; each does one setting at least."""
+    session, record = run(trials=1, time_limit_s=1e-6, kernel=torch.square)
+    assert {m.status for m in record.measurements.values()} == {"ok"}
+    jobs = [[name for name, _ in job["settings"]] for job in session.launcher.jobs if job["kind"] == "trial"]
+    assert [len(names) for names in jobs] == list(range(len(record.measurements), 0, -1))
+    assert all(after == before[1:] for before, after in zip(jobs, jobs[1:]))
 
 
 def test_a_worker_that_never_comes_to_a_setting_fails_them_all(run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,13 @@ def test_a_narrow_terminal_is_told_what_it_misses():
     assert "Left out, for 110 characters are too few: written out, ours reaches, memory." in " ".join(table.split())
 
 
+def test_a_column_that_is_left_out_takes_its_notes_with_it():
+    record = make_kernels_record(statuses=HOLES)
+    assert "[1] oom: tried to allocate 25 GiB" in printed(kernel_table(record, "cross_entropy"))
+    table = printed(kernel_table(record, "cross_entropy", width=110), width=110)
+    assert "too few: written out" in table and "oom" not in table and "[1] wrong: against float64" in table
+
+
 def test_the_readme_shows_each_direction_on_its_largest_problem(tmp_path):
     (tmp_path / "README.md").write_text("<!-- generated:kernels -->\n<!-- /generated -->\n")
     readme.update(tmp_path / "README.md", tmp_path / "records", tmp_path / "gallery")
