@@ -34,6 +34,7 @@ RUNG = Rung(
     needs=("bf16",),
     slot="mlp",
     quantised=True,
+    aside=True,
     unavailable=fp8.unavailable,
     model_config=use_static,
 )

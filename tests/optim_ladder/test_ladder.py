@@ -103,7 +103,7 @@ def rungs_of(places) -> list[str]:
 def test_cumulative_on_an_h100() -> None:
     places = derive("cumulative", DEFAULT, H100, GPU_WORKLOAD)
     to_the_norms = "tf32+bf16+compile+cudnn_attention+padded_vocab+triton_cross_entropy+triton_layer_norm"
-    late = f"{to_the_norms}+triton_adamw+bf16_weights+fp8_static".replace("bf16+", "", 1)
+    late = f"{to_the_norms}+triton_mlp+triton_adamw+bf16_weights".replace("bf16+", "", 1)
     assert rungs_of(places) == [
         "",
         "tf32",
@@ -121,8 +121,6 @@ def test_cumulative_on_an_h100() -> None:
         f"{to_the_norms}+triton_mlp",
         f"{to_the_norms}+triton_mlp+fused_adamw",
         f"{to_the_norms}+triton_mlp+triton_adamw",
-        f"{to_the_norms}+triton_mlp+triton_adamw+bf16_weights".replace("bf16+", "", 1),
-        late.replace("fp8_static", "fp8"),
         late,
         f"{late}+max_autotune".replace("compile+", ""),
         f"{late}+max_autotune+cuda_graphs".replace("compile+", ""),
@@ -137,7 +135,7 @@ def test_cumulative_on_a_t4_takes_fp16_and_leaves_out_what_needs_newer_cores() -
         "", "(tf32)", "(bf16)", "fp16", "fp16+compile", "fp16+compile+efficient_attention", "fp16+compile+flash",
         "(flex_attention)", "(triton_attention)", "(cudnn_attention)", "fp16+compile+flash+padded_vocab",
         "(triton_cross_entropy)", "(triton_layer_norm)", "(triton_mlp)", "fp16+compile+flash+padded_vocab+fused_adamw",
-        "(triton_adamw)", "(bf16_weights)", "(fp8)", "(fp8_static)", "fp16+flash+padded_vocab+fused_adamw+max_autotune",
+        "(triton_adamw)", "(bf16_weights)", "fp16+flash+padded_vocab+fused_adamw+max_autotune",
         "fp16+flash+padded_vocab+fused_adamw+max_autotune+cuda_graphs",
     ]  # fmt: skip
     reasons = {p.label: p.skipped for p in places if p.skipped}
@@ -149,7 +147,7 @@ def test_cumulative_on_a_cpu_says_why_rungs_are_missing() -> None:
     reasons = {p.label: p.skipped for p in derive("cumulative", DEFAULT, CPU, CPU_WORKLOAD) if p.skipped}
     assert reasons.keys() == {
         "tf32", "fp16", "efficient_attention", "flex_attention", "triton_attention", "cudnn_attention", "padded_vocab",
-        "triton_cross_entropy", "triton_layer_norm", "triton_mlp", "triton_adamw", "fp8", "fp8_static", "cuda_graphs",
+        "triton_cross_entropy", "triton_layer_norm", "triton_mlp", "triton_adamw", "cuda_graphs",
     }  # fmt: skip
     assert reasons["triton_cross_entropy"].startswith("needs an NVIDIA GPU (for tests, ")
     assert reasons["padded_vocab"] == "the vocabulary of 8192 is already a multiple of 128"
@@ -160,7 +158,7 @@ def test_single_brings_what_a_rung_needs() -> None:
     assert rungs_of(places) == [
         "", "tf32", "bf16", "(fp16)", "compile", "efficient_attention", "flash", "compile+flex_attention",
         "triton_attention", "bf16+cudnn_attention", "padded_vocab", "triton_cross_entropy", "triton_layer_norm",
-        "triton_mlp", "fused_adamw", "triton_adamw", "bf16_weights", "bf16+fp8", "bf16+fp8_static", "max_autotune",
+        "triton_mlp", "fused_adamw", "triton_adamw", "bf16_weights", "max_autotune",
         "compile+cuda_graphs",
     ]  # fmt: skip
     assert {p.previous.id for p in places[1:] if p.previous} == {"baseline"}
@@ -170,7 +168,7 @@ def test_leave_one_out_takes_dependents_along_and_brings_back_what_was_replaced(
     places = {p.label: p for p in derive("leave-one-out", DEFAULT, H100, GPU_WORKLOAD)}
     everything = {
         "tf32", "cudnn_attention", "padded_vocab", "triton_cross_entropy", "triton_layer_norm", "triton_adamw",
-        "bf16_weights", "fp8_static", "max_autotune", "cuda_graphs",
+        "triton_mlp", "bf16_weights", "max_autotune", "cuda_graphs",
     }  # fmt: skip
     assert set(places["all"].settings.rungs) == everything
     assert set(places["bf16_weights"].settings.rungs) == everything - {"bf16_weights"} | {"bf16"}
@@ -190,18 +188,16 @@ def test_choices_put_every_other_rung_into_its_slot() -> None:
     top = set(places["all"].settings.rungs)
     assert [label for label in places if places[label].settings] == [
         "all", "bf16", "no precision", "compile", "no compiler", "efficient_attention", "flash", "flex_attention",
-        "triton_attention", "no attention", "triton_mlp", "fp8", "no mlp", "fused_adamw", "no optimizer",
+        "triton_attention", "no attention", "fused_adamw", "no optimizer",
     ]  # fmt: skip
     assert set(places["flash"].settings.rungs) == top - {"cudnn_attention"} | {"flash"}
-    assert set(places["triton_mlp"].settings.rungs) == top - {"fp8_static"} | {"triton_mlp"}
-    assert set(places["no mlp"].settings.rungs) == top - {"fp8_static"}
     assert set(places["compile"].settings.rungs) == top - {"max_autotune"} | {"compile"}
     assert set(places["no compiler"].settings.rungs) == top - {"max_autotune", "cuda_graphs"}
-    in_fp32 = top - {"bf16_weights", "fp8_static", "cudnn_attention"} | {"triton_mlp", "triton_attention"}
+    in_fp32 = top - {"bf16_weights", "cudnn_attention"} | {"triton_attention"}
     assert set(places["no precision"].settings.rungs) == in_fp32  # what lacks its need gives way to the next
     assert "this device has bf16" in places["fp16"].skipped and places["fp16"].settings is None
     assert {p.previous for label, p in places.items() if p.settings and label != "all"} == {places["all"].settings}
-    assert places["flash"].title == "with flash attention (SDPA)" and places["no mlp"].title == "with no mlp rung"
+    assert places["flash"].title == "with flash attention (SDPA)" and places["no optimizer"].title == "with no optimizer rung"
 
 
 def test_where_there_is_no_choice_there_is_none() -> None:
