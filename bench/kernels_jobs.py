@@ -4,14 +4,15 @@
     trial  each implementation's time, call by call from cold caches
 
 A process that dies takes one setting with it: every answer is written to the job's journal as soon as there is one,
-and before that, whose turn it is. `bench.kernels_session` reads it, and another process does the rest.
+and before that, whose turn it is. `bench.kernels_session` reads it, and another process does the rest. So it does where
+many settings take long: a process's time limit is there to find one that hangs.
 """
 
 import gc
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,7 @@ def check(job: dict[str, Any], begun: float) -> dict[str, Any]:
         return judges[settings.problem]
 
     with garbage_frozen():
-        for name, data in job["settings"]:
-            settings = KernelSettings.from_dict(data)
+        for _, name, settings in settings_of(job, begun):
             journal.enter(name, device, lambda s=settings: check_one(s, judge, draw, device))
     return {}
 
@@ -60,11 +60,18 @@ def trial(job: dict[str, Any], begun: float) -> dict[str, Any]:
     device, journal = detect(job["device"]), Journal(Path(job["journal"]))
     draw, stopwatch = inputs_of(job, device), ColdStopwatch(device)
     with Monitor(device) as monitor, garbage_frozen():
-        for position, (name, data) in enumerate(job["settings"]):
-            settings = KernelSettings.from_dict(data)
+        for position, name, settings in settings_of(job, begun):
             measure = partial(time_one, job, position, settings, draw, device, stopwatch, monitor)
             journal.enter(name, device, lambda measure=measure: to_dict(measure()))
     return {}
+
+
+def settings_of(job: dict[str, Any], begun: float) -> Iterator[tuple[int, str, KernelSettings]]:
+    """(position, name, settings), one by one as long as there is time: half of the limit is for the last one alone."""
+    for position, (name, data) in enumerate(job["settings"]):
+        if position and time.perf_counter() - begun > job["time_limit_s"] / 2:
+            return
+        yield position, name, KernelSettings.from_dict(data)
 
 
 def inputs_of(job: dict[str, Any], device: Device) -> Draw:
@@ -183,7 +190,6 @@ def check_one(
     return {
         "checks": [to_dict(c) for c in checks],
         "first_steps_ms": [(b - a) * 1e3 for a, b in zip(moments, moments[1:])],
-        "peak_memory_bytes": peak_memory(device)[0],
     }
 
 

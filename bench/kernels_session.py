@@ -1,7 +1,7 @@
 """Measuring kernels: one process for all settings of one kernel, since starting it takes longer than a setting.
 
 Its journal tells what it has done. When it dies, the setting whose turn it was has failed, and a new process goes on
-behind it.
+behind it; so it does when a process has worked for half its time limit.
 """
 
 import json
@@ -48,7 +48,7 @@ class KernelsSession(Session):
             p.fail(outcome, "check")
             return
         p.checks = [from_dict(Check, c, "check") for c in outcome.result["checks"]]
-        p.first_steps_ms, p.peak_memory_bytes = outcome.result["first_steps_ms"], outcome.result["peak_memory_bytes"]
+        p.first_steps_ms = outcome.result["first_steps_ms"]
         if wrong := [c for c in p.checks if not c.value <= c.bound]:
             said = "; ".join(f"{c.what} is off by {c.value:.2g}, above {c.bound:.2g}" for c in wrong)
             p.status, p.reason = "wrong", f"against float64, {said}"
@@ -83,7 +83,7 @@ class KernelsSession(Session):
         return f"{last[0].settings.problem}: " + ", ".join(f"{title} {ms:.3g} ms" for title, ms in times.items())
 
     def together(self, kernel: str, kind: str, names: Sequence[str], **more: Any) -> dict[str, Outcome]:
-        """Runs settings in one process, and in another from behind the one at which it dies.
+        """Runs settings in one process, and in another from behind the one at which it dies or its time is up.
 
         Returns:
             For each setting, how it ended.
@@ -93,7 +93,8 @@ class KernelsSession(Session):
         while left := [name for name in names if name not in found]:
             journal.unlink(missing_ok=True)
             settings = [(name, self.progress[name].settings.to_dict()) for name in left]
-            job = self._job(kind, settings=settings, journal=str(journal), **more)
+            limit_s = self.plan.schedule.time_limit_s
+            job = self._job(kind, settings=settings, journal=str(journal), time_limit_s=limit_s, **more)
             worker = self.launcher.start(f"{kernel}-{kind}", job)
             worker.advance()
             answers, current = read_journal(journal)

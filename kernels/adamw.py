@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launching import Configuration, Tuner, require_device
+from kernels.launching import Configuration, Tuner, on_its_device, require_device
 
 CHUNK = 8192  # numbers; with GPT-2 124M 15 thousand chunks
 ALIGNMENT = 32  # numbers: where a tensor may begin in a flat buffer, 128 bytes of fp32
@@ -119,7 +119,7 @@ CONFIGURATIONS = (
     Configuration(blocks={"BLOCK": 1024}, num_warps=4),
 )
 TUNER = Tuner(adamw_kernel, CONFIGURATIONS)
-TRIAL_CHUNKS = 1024  # 270 MB of gradient, parameter and moments: no cache holds them
+TRIAL_CHUNKS = 1024  # 134 MB of gradient, parameter and moments
 
 
 def chunk_table(sizes: Sequence[int], places: Sequence[int], device: torch.device | str) -> Tensor:
@@ -185,6 +185,7 @@ def _contiguous(gradients: Sequence[Tensor], chunks: Tensor) -> list[Tensor]:
 
 
 @torch.library.custom_op("stepladder::gradient_norms", mutates_args=())
+@on_its_device
 def gradient_norms(gradients: Sequence[Tensor], chunks: Tensor) -> Tensor:
     """Norms of parts of the gradients, in an order that never changes.
 
@@ -216,6 +217,7 @@ def gradient_norm(gradients: Sequence[Tensor], chunks: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("stepladder::adamw_", mutates_args=("master", "exp_avg", "exp_avg_sq", "shadow"))
+@on_its_device
 def adamw_(
     master: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, shadow: Tensor | None, gradients: Sequence[Tensor],
     chunks: Tensor, norm: Tensor | None, *,
@@ -262,8 +264,8 @@ def adamw_(
         n = TRIAL_CHUNKS * CHUNK
         buffers = [torch.zeros(n, device=master.device) for _ in range(3)]
         copy = None if shadow is None else shadow.new_zeros(n)
-        table = chunk_table([n], [0], master.device)
-        return lambda c: run(*buffers, copy, [gradients[0].new_zeros(n)], table, norm, configuration=c)
+        zeros, table = gradients[0].new_zeros(n), chunk_table([n], [0], master.device)
+        return lambda c: run(*buffers, copy, [zeros], table, norm, configuration=c)
 
     configuration = TUNER.pick(master.device, (gradients[0].dtype, shadow is not None, norm is not None), trial)
     run(master, exp_avg, exp_avg_sq, shadow, gradients, chunks, norm, configuration=configuration)

@@ -24,8 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launching import Configuration, Tuner, require_device
-from kernels.layer_norm import FLOATS, num_programs
+from kernels.launching import FLOATS, Configuration, Tuner, num_programs, on_its_device, require_device
 
 
 def reference(x: Tensor, bias: Tensor) -> Tensor:
@@ -117,6 +116,7 @@ def launch_gradients(dy: Tensor, x: Tensor, bias: Tensor, dx: Tensor, *, configu
 
 
 @torch.library.custom_op("stepladder::bias_gelu", mutates_args=())
+@on_its_device
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     """GELU in its tanh form of x + bias.
 
@@ -158,6 +158,7 @@ def _(x: Tensor, bias: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("stepladder::bias_gelu_gradients", mutates_args=())
+@on_its_device
 def _gradients(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Like x: its gradient; (F,) float32: the bias's."""
     channels = x.shape[-1]

@@ -45,7 +45,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launching import Configuration, Tuner, require_device
+from kernels.launching import FLOATS, Configuration, Tuner, on_its_device, require_device
 
 HEAD_SIZES = (32, 64, 128)
 
@@ -290,6 +290,7 @@ def launch_backward_keys(
 
 
 @torch.library.custom_op("stepladder::flash_attention", mutates_args=())
+@on_its_device
 def _forward(qkv: Tensor) -> tuple[Tensor, Tensor]:
     """(out, lse) as `launch_forward` has them."""
     require_device(qkv)
@@ -307,6 +308,7 @@ def _outputs(qkv: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("stepladder::flash_attention_backward", mutates_args=())
+@on_its_device
 def _backward(dout: Tensor, qkv: Tensor, out: Tensor, lse: Tensor) -> Tensor:
     """The gradient of the packed tensor, contiguous."""
     dqkv, delta = _gradient(dout, qkv, out, lse), torch.empty_like(lse)
@@ -354,7 +356,7 @@ def flash_attention(qkv: Tensor) -> Tensor:
     shape = tuple(qkv.shape)
     if len(shape) != 5 or shape[2] != 3:
         raise ValueError(f"qkv is {shape}; it must be (B, T, 3, H, D), a view of packed queries, keys and values")
-    if qkv.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if qkv.dtype not in FLOATS:
         raise ValueError(f"qkv is {qkv.dtype}; it must be float16, bfloat16 or float32")
     sizes = HEAD_SIZES if qkv.itemsize == 2 else HEAD_SIZES[:-1]
     if shape[-1] not in sizes:

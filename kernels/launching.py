@@ -1,4 +1,4 @@
-"""What every kernel's launcher needs: a check of the device, and the fastest of a few configurations.
+"""What every kernel's launcher needs: the right device, and the fastest of a few configurations.
 
 A kernel's speed hangs on its block sizes and on how many warps share a block, and the best choice differs from card to
 card. So each kernel lists a few configurations, short enough that each can be compiled for every card under test; on a
@@ -16,9 +16,11 @@ import math
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cache, wraps
 from pathlib import Path
 
 import torch
@@ -27,6 +29,10 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from kernels import unavailable
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)  # what kernels read and write; statistics are fp32 anyway
+# What a multiprocessor's registers hold at a time: of each of eight tensors, and of warps with 64 registers.
+RESIDENT_NUMBERS, RESIDENT_WARPS = 8192, 32
 
 # Shared memory one block may ask for, in KiB, by compute capability: a multiprocessor's, less 1 KiB for the system.
 # Source: https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/compute-capabilities.html
@@ -65,9 +71,30 @@ def usable(configurations: Sequence[Configuration], capability: tuple[int, int])
 def require_device(tensor: Tensor) -> None:
     """Raises ValueError, in one line, where the kernels cannot run."""
     device = tensor.device
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-    if reason := unavailable(device.type, capability):
+    if reason := _unavailable_on(device) if device.type == "cuda" else unavailable(device.type, None):
         raise ValueError(f"a Triton kernel cannot run on {device}: {reason}")
+
+
+@cache  # every call of a kernel asks, and looking for a compiler takes longer than launching one
+def _unavailable_on(device: torch.device) -> str | None:
+    return unavailable(device.type, torch.cuda.get_device_capability(device))
+
+
+def on_its_device(function: Callable) -> Callable:
+    """For what an op does: makes the GPU of its first tensor the current one, which is where Triton launches."""
+
+    @wraps(function)
+    def guarded(*arguments, **keywords):
+        with torch.cuda.device_of(next(a for a in arguments if isinstance(a, Tensor))):
+            return function(*arguments, **keywords)
+
+    return guarded
+
+
+def num_programs(device: torch.device, tile: int, num_warps: int) -> int:
+    """Programs that fill the device once and then take turns at the work, if a tile has this many numbers."""
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return multiprocessors * max(1, min(RESIDENT_NUMBERS // tile, RESIDENT_WARPS // num_warps))
 
 
 class Tuner:
@@ -80,7 +107,7 @@ class Tuner:
 
     def __init__(self, kernel: triton.JITFunction, configurations: Sequence[Configuration]) -> None:
         self.kernel, self.configurations = kernel, configurations
-        self.picked: dict[str, Configuration] = {}
+        self.picked: dict[tuple[object, ...], Configuration] = {}
 
     def pick(
         self, device: torch.device, shape: Sequence[object], trial: Callable[[], Callable[[Configuration], object]]
@@ -94,15 +121,17 @@ class Tuner:
         """
         if device.type != "cuda":
             return self.configurations[0]
-        choices = usable(self.configurations, torch.cuda.get_device_capability(device))
-        if len(choices) == 1 or torch.cuda.is_current_stream_capturing():
-            return choices[0]
-        key = f"{device.index} {' '.join(map(str, shape))}"
-        if key not in self.picked:
-            self.picked[key] = choices[self._fastest(device, shape, choices, trial)]
-        return self.picked[key]
+        question = (device, *shape)
+        if question not in self.picked:
+            choices = usable(self.configurations, torch.cuda.get_device_capability(device))
+            if torch.cuda.is_current_stream_capturing():  # nothing can be timed now
+                return choices[0]
+            self.picked[question] = choices[self._fastest(device, shape, choices, trial)]
+        return self.picked[question]
 
     def _fastest(self, device: torch.device, shape: Sequence[object], choices: Sequence[Configuration], trial) -> int:
+        if len(choices) == 1:
+            return 0
         name = torch.cuda.get_device_name(device)
         question = {
             "device": name,
@@ -118,8 +147,12 @@ class Tuner:
             milliseconds = json.loads(path.read_text())["milliseconds"]
             if len(milliseconds) == len(choices):
                 return milliseconds.index(min(milliseconds))
-        run = trial()
-        milliseconds = [_milliseconds(run, c) for c in choices]
+        try:
+            run = trial()
+            milliseconds = [_milliseconds(run, c) for c in choices]
+        except torch.OutOfMemoryError:  # beside a training that fills the card; it is not the training's fault
+            warnings.warn(f"{name} has no memory left to time {self.kernel.__name__} in; it runs untuned", stacklevel=2)
+            return 0
         if min(milliseconds) == math.inf:
             raise RuntimeError(f"no configuration of {self.kernel.__name__} fits {name}")
         with suppress(OSError):  # a home that cannot be written to costs the time again, nothing else

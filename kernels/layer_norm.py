@@ -29,9 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.launching import Configuration, Tuner, require_device
-
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+from kernels.launching import FLOATS, Configuration, Tuner, num_programs, on_its_device, require_device
 
 
 def reference(
@@ -120,14 +118,6 @@ GRADIENT_CONFIGURATIONS = (
 )
 GRADIENT_TUNER = Tuner(layer_norm_gradients_kernel, GRADIENT_CONFIGURATIONS)
 TRIAL_ROWS = 8192
-# What a multiprocessor's registers hold at a time: of each of the eight tensors here, and of warps with 64 registers.
-RESIDENT_NUMBERS, RESIDENT_WARPS = 8192, 32
-
-
-def num_programs(device: torch.device, tile: int, num_warps: int) -> int:
-    """Programs that fill the device once and then take turns at the work, if a tile has this many numbers."""
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    return multiprocessors * max(1, min(RESIDENT_NUMBERS // tile, RESIDENT_WARPS // num_warps))
 
 
 def launch(
@@ -159,6 +149,7 @@ def launch_gradients(
 
 
 @torch.library.custom_op("stepladder::residual_layer_norm", mutates_args=())
+@on_its_device
 def _forward(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, *, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -195,6 +186,7 @@ def _empty(x: Tensor, residual: Tensor, dtype: torch.dtype) -> tuple[Tensor, Ten
 
 
 @torch.library.custom_op("stepladder::residual_layer_norm_gradients", mutates_args=())
+@on_its_device
 def _gradients(
     dy: Tensor, dstream: Tensor | None, stream: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, *,
     x_dtype: torch.dtype, residual_dtype: torch.dtype,

@@ -35,8 +35,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.bias_gelu import gelu, gelu_slope
-from kernels.launching import Configuration, Tuner, require_device
-from kernels.layer_norm import FLOATS
+from kernels.launching import FLOATS, Configuration, Tuner, on_its_device, require_device
 
 
 def reference(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor) -> Tensor:
@@ -206,6 +205,7 @@ def trial_rows(N: int) -> int:
 
 
 @torch.library.custom_op("stepladder::mlp", mutates_args=())
+@on_its_device
 def _mlp(
     x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Tensor, *, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -237,6 +237,7 @@ def _(x: Tensor, weight_1: Tensor, bias_1: Tensor, weight_2: Tensor, bias_2: Ten
 
 
 @torch.library.custom_op("stepladder::mlp_gradient", mutates_args=())
+@on_its_device
 def _gradient(dy: Tensor, weight_2: Tensor, pre: Tensor) -> tuple[Tensor, Tensor]:
     """(N, F) gradient of pre, (F,) of the first bias in float32."""
     (N, K), wide = dy.shape, pre.shape[1]

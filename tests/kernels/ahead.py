@@ -1,11 +1,11 @@
 """Compiles a kernel's launches for cards that are not here, and reads from the result what it would take of them.
 
-    python -m tests.kernels.ahead tests.kernels.launches.cross_entropy
+    python -m tests.kernels.ahead 80,90 tests.kernels.launches.cross_entropy tests.kernels.launches.adamw
 
-The module has ``LAUNCHES``: name -> (configurations, function that launches the kernel in a given configuration). Each
-is called for each card with Triton's driver replaced by one that names the card: everything up to the launch happens
-as it would there, specialisation on alignment and on integers included, and the launch does not. Must run without
-TRITON_INTERPRET. Prints one JSON list of `Compiled`.
+A module has ``LAUNCHES``: name -> (configurations, function that launches the kernel in a given configuration). Each is
+called for each of the cards with Triton's driver replaced by one that names the card: everything up to the launch
+happens as it would there, specialisation on alignment and on integers included, and the launch does not. Must run
+without TRITON_INTERPRET. Prints one JSON list of `Compiled`.
 """
 
 import importlib
@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Compiled:
     """One kernel, compiled for one card in one configuration.
 
     Args:
-        launch: which of the file's launches.
+        module: whose launch it is.
+        launch: which of them.
         kernel: the function's name.
         capability: of the card.
         configuration: written out.
@@ -33,8 +35,10 @@ class Compiled:
         spilled_bytes: of stack and local memory per thread, where registers were too few.
         shared_bytes: per block.
         shared_limit_bytes: what the configuration declares, and the card has.
+        narrow: places in the code where a thread reads or writes less than 8 bytes of global memory.
     """
 
+    module: str
     launch: str
     kernel: str
     capability: tuple[int, int]
@@ -43,6 +47,7 @@ class Compiled:
     spilled_bytes: int
     shared_bytes: int
     shared_limit_bytes: int
+    narrow: int
 
 
 class Card:
@@ -63,8 +68,8 @@ class Card:
         return GPUTarget("cuda", self.number, 32)
 
 
-def compile_launches(module: str) -> list[Compiled]:
-    """Every launch of a module in every configuration a card's tuner may pick."""
+def compile_launches(cards: Sequence[tuple[int, int]], modules: Sequence[str]) -> list[Compiled]:
+    """Every launch of some modules in every configuration that these cards' tuner may pick."""
     import triton
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
@@ -79,12 +84,12 @@ def compile_launches(module: str) -> list[Compiled]:
         return made[-1][1]
 
     JITFunction.run = compile_only
-    launches = importlib.import_module(module).LAUNCHES
+    launches = {(m, name): launch for m in modules for name, launch in importlib.import_module(m).LAUNCHES.items()}
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     found = []
-    for capability in CAPABILITIES:
+    for capability in cards:
         driver.set_active(Card(capability))
-        for launch, (configurations, function) in launches.items():
+        for (module, launch), (configurations, function) in launches.items():
             for configuration in usable(configurations, capability):
                 made.clear()
                 function(configuration)
@@ -92,6 +97,7 @@ def compile_launches(module: str) -> list[Compiled]:
                     registers, spilled = resources(tool, compiled.asm["cubin"])
                     found.append(
                         Compiled(
+                            module=module,
                             launch=launch,
                             kernel=kernel,
                             capability=capability,
@@ -100,6 +106,7 @@ def compile_launches(module: str) -> list[Compiled]:
                             spilled_bytes=spilled,
                             shared_bytes=compiled.metadata.shared,
                             shared_limit_bytes=min(configuration.shared_kib, SHARED_KIB[capability]) * 1024,
+                            narrow=sum(width < 64 for width in access_bits(compiled.asm["ptx"])),
                         )
                     )
     return found
@@ -116,5 +123,12 @@ def resources(tool: Path, cubin: bytes) -> tuple[int, int]:
     return numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
 
 
+def access_bits(ptx: str) -> list[int]:
+    """What each load from and store to global memory moves per thread: ld.global.b16 16, st.global.v4.b32 128."""
+    found = re.findall(r"\b(?:ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\b", ptx)
+    return [int(count or 1) * int(bits) for count, bits in found]
+
+
 if __name__ == "__main__":
-    print(json.dumps([asdict(c) for c in compile_launches(sys.argv[1])]))
+    cards = [(int(number[:-1]), int(number[-1])) for number in sys.argv[1].split(",")]
+    print(json.dumps([asdict(c) for c in compile_launches(cards, sys.argv[2:])]))

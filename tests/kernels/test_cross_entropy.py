@@ -1,7 +1,8 @@
 """The in-place cross-entropy kernel: losses and gradients against float64, on shapes that break naive kernels.
 
 Shapes: V below, at and above a block (4096) and far from a multiple of anything; GPT-2's own V = 50257 with and
-without padding; one row; one column; many more padding columns than tokens.
+without padding; one row; one column; many more padding columns than tokens; padding that begins a block, and ends in
+another than it begins in.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.kernels.oracle import DEVICE, DTYPES, Results, assert_as_good, draw, 
 
 # (rows, vocab_size, columns)
 SHAPES = [(3, 50257, 50304), (2, 50257, 50257), (5, 4097, 4224), (4, 4096, 4096), (1, 1, 1), (6, 65, 65), (7, 3, 130)]
+SHAPES += [(2, 4096, 4160), (2, 4090, 8200)]
 
 
 def some_targets(rows: int, vocab_size: int, seed: int = 0) -> Tensor:
@@ -101,6 +103,29 @@ def test_rows_beyond_32_bits() -> None:
     assert torch.equal(losses, cross_entropy_(near, targets, vocab_size=100)) and torch.equal(logits, near)
 
 
+def test_columns_beyond_32_bits_are_refused() -> None:
+    """Which no training makes: they would cost every other row a wider address."""
+    logits = torch.empty(2**31 + 2, dtype=torch.bfloat16, device=DEVICE).as_strided((2, 3), (1, 2**30))
+    with pytest.raises(ValueError, match="logits' columns are 1073741824 numbers apart, too far for a row of 3; copy"):
+        cross_entropy_(logits, some_targets(2, 3), vocab_size=3)
+
+
+@pytest.mark.parametrize(("columns", "wide"), [(70, False), (80, True)])
+def test_what_is_timed_is_aligned_as_what_is_asked_for(columns: int, wide: bool, monkeypatch) -> None:
+    """65 columns, of rows that allow wide loads or do not."""
+    strides, asked = [], []
+    monkeypatch.setattr(cross_entropy, "TRIAL_ROWS", 2)
+    monkeypatch.setattr(cross_entropy, "launch", lambda logits, *_, **__: strides.append(logits.stride(0)))
+
+    def pick(device: torch.device, shape: tuple, trial) -> None:
+        asked.append(shape)
+        trial()(None)
+
+    monkeypatch.setattr(cross_entropy.TUNER, "pick", pick)
+    cross_entropy_(draw(3, columns)[:, :65], some_targets(3, 65), vocab_size=65)
+    assert [stride % 16 == 0 for stride in strides] == [wide, wide] and asked[0][-1] == wide
+
+
 def test_minus_infinity_is_a_probability_of_zero() -> None:
     """Also where a whole block of columns has it, before the first finite number."""
     logits = draw(2, 9000)
@@ -136,18 +161,20 @@ def test_twice_is_the_same_bit_by_bit() -> None:
     assert torch.equal(*losses) and torch.equal(first, second)
 
 
-LOAD = 'mask=columns < {}, other=-float("inf")).to(tl.float32)\n        before'
 SUM = "tl.sum(tl.exp(x - shift), 0)"
 BUGS = {
-    "padding in the sum": (LOAD.format("V"), LOAD.format("P")),
-    "padding left as it was": ("mask=columns < P)", "mask=columns < V)"),
+    "padding in the softmax": ('tl.where(columns < V, x, -float("inf"))', "x"),
+    "padding left as it was": ("gradient, mask=columns < P)", "gradient, mask=columns < V)"),
     "old sum not rescaled": ("total * tl.exp(before - shift)", "total"),
-    "ignored rows get a gradient": ("gradient = tl.where(counts, gradient, 0.0)", "pass"),
+    "ignored rows get a gradient": ("tl.where(counts, gradient, 0.0)", "gradient"),
     "ignored rows get a loss": ("tl.where(counts, loss, 0.0)", "loss"),
     "one-hot forgotten": ("- tl.where(columns == target, 1.0, 0.0)", ""),
     "z-loss without a gradient": ("+ z_slope * probability", ""),
     "a sum in the logits' type": (SUM, SUM + ".to(logits_ptr.dtype.element_ty).to(tl.float32)"),
-    "the last block forgotten": ("for done in range(0, P, BLOCK)", "for done in range(BLOCK, P, BLOCK)"),
+    "whole blocks alone in the sum": ("for LAST in tl.static_range(2)", "for LAST in tl.static_range(1)"),
+    "the last block alone in the sum": ("for LAST in tl.static_range(2)", "for LAST in tl.static_range(1, 2)"),
+    "no gradient in whole blocks": ("for WHOLE in tl.static_range(2)", "for WHOLE in tl.static_range(1)"),
+    "no gradient in the last block": ("for WHOLE in tl.static_range(2)", "for WHOLE in tl.static_range(1, 2)"),
 }  # fmt: skip
 
 

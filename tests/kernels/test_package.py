@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +44,7 @@ assert "triton" in optim_ladder.rung("triton_cross_entropy").unavailable(cpu, wo
 )
 def test_the_reason_is_told(kind, capability, interpret, reason, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kernels.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("kernels._interpreter_unavailable", lambda: None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if interpret is not None:
         monkeypatch.setenv("TRITON_INTERPRET", interpret)
@@ -50,6 +52,25 @@ def test_the_reason_is_told(kind, capability, interpret, reason, monkeypatch: py
     assert told == reason or reason is not None and told.startswith(reason)
 
 
-def test_without_a_c_compiler_nothing_can_be_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels.shutil.which", lambda name: None)
-    assert kernels.unavailable("cuda", (9, 0)).startswith("needs a C compiler")
+@pytest.mark.parametrize(("triton", "numpy", "works"), [
+    ("3.6.0", "2.3.5", True), ("3.6.0", "2.4.0", False), ("3.7.1", "2.10.0", True), ("3.10.0+git1", "3.0.0rc1", True)
+])  # fmt: skip
+def test_an_interpreter_that_cannot_count_says_so(triton: str, numpy: str, works: bool, monkeypatch) -> None:
+    """Triton 3.6 makes a loop's bound a number in a way that numpy has given up."""
+    for name, version in (("triton", triton), ("numpy", numpy)):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(__version__=version))
+    told = kernels._interpreter_unavailable.__wrapped__()
+    assert told is None if works else "pip install 'numpy<2.4'" in told
+
+
+@pytest.mark.parametrize(("variable", "installed", "works"), [
+    (None, {"gcc"}, True), (None, {"clang"}, True), (None, {}, False), ("cc", {"gcc"}, False), ("cc", {"cc"}, True)
+])  # fmt: skip
+def test_without_a_c_compiler_nothing_can_be_launched(variable, installed, works, monkeypatch) -> None:
+    """Triton takes the one that CC names, if it names one, and no other."""
+    monkeypatch.delenv("CC", raising=False)
+    if variable:
+        monkeypatch.setenv("CC", variable)
+    monkeypatch.setattr("kernels.shutil.which", lambda name: name if name in installed else None)
+    told = kernels.unavailable("cuda", (9, 0))
+    assert told is None if works else told.startswith("needs a C compiler")
