@@ -25,7 +25,9 @@ SMALL = ["--device", "cpu", "--micro-batch", "1", "--seq-len", "16"]
 
 def benchmark(*arguments: str, **more) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "--benchmark", "-p", "no:cacheprovider", *SMALL, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **more)
+    # pytest-benchmark saves nothing in a process that looks like one of pytest-xdist's.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **more)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_sizes_of_build_nanogpt_are_put_into_its_program(tmp_path: Path) -> None
     program = (work / "train_gpt2.py").read_text()
     for line in ("B = 2 # a", "T = 16", "total_batch_size = 32 # b", "max_steps = 105", "use_compile = True # c"):
         assert line in program.splitlines()
-    assert "GPTConfig(vocab_size=50304, block_size=1024, n_layer=4, n_head=4, n_embd=256)" in program
+    assert "GPTConfig(vocab_size=50304, block_size=16, n_layer=4, n_head=4, n_embd=256)" in program
     assert "B = 2" in made.changes and (work / "hellaswag.py").exists()
 
 
@@ -229,8 +230,10 @@ def test_every_process_begins_in_a_fresh_folder_and_none_outlives_its_trial(tmp_
     pids = (tmp_path / "pids").read_text().split()
     assert len(pids) == 4
     for pid in pids:
-        with suppress(psutil.NoSuchProcess):  # one that nobody has waited for yet is over too
-            assert psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+        with suppress(psutil.NoSuchProcess):  # a killed one may take a moment, or be over with nobody to wait for it
+            process, end = psutil.Process(int(pid)), time.monotonic() + 10
+            while process.status() != psutil.STATUS_ZOMBIE:
+                assert time.monotonic() < end
 
 
 @pytest.mark.parametrize(
