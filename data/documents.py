@@ -129,8 +129,9 @@ def cut(texts: Iterable[str]) -> Iterator[Piece]:
 
 def _cutting_place(text: str, begin: int, end: int) -> int:
     """The last place in a range where a byte-pair encoding cuts whatever follows; else the range's end."""
-    for start in (max(begin, end - NEAR), begin):
-        places = [match.start() for match in CUT.finditer(text, start + 1, end + 1)]
+    piece = text[begin : end + 1]  # by itself: what came before it may be gone by now
+    for start in (max(0, end - begin - NEAR), 0):
+        places = [match.start() for match in CUT.finditer(piece, start + 1)]
         if places:
-            return places[-1]
+            return begin + places[-1]
     return end

@@ -2,7 +2,7 @@ import tracemalloc
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data import documents, stdlib, tokenizers
@@ -27,6 +27,7 @@ def test_pieces_joined_are_the_document_and_only_the_last_ends_it(parts, size):
     size=st.integers(2, 20),
     widths=st.lists(st.integers(1, 9), max_size=9),
 )
+@example(text="aaa\naaa", size=3, widths=[4])
 def test_how_a_document_arrives_does_not_change_its_pieces(text, size, widths):
     parts, rest = [], text
     for width in widths:
