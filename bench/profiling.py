@@ -21,6 +21,7 @@ from results.profiles import Kernel, Profile
 from results.schema import from_dict
 
 NUM_BLOCKS = 10
+MOST_STEPS = 200  # an eager step leaves ten thousand events, which are held in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class Wish:
     seed: int = 1337
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"--steps is {self.num_steps}; trace at least 1")
+        if not 1 <= self.num_steps <= MOST_STEPS:
+            raise ValueError(f"--steps is {self.num_steps}; trace at least 1 and at most {MOST_STEPS}")
         if self.device.kind not in ("cuda", "cpu"):
             raise ValueError(
                 f"PyTorch's profiler sees no kernels on {self.device.kind}; profile with --device cpu or cuda"

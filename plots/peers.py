@@ -1,5 +1,6 @@
 """Training runs of other projects beside ours, on one device."""
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from plots import style, text
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LONGEST_REASON = 60  # characters
+LONGEST_RUNGS = 130
 
 
 def draw(comparison: Comparison) -> "Figure":
@@ -18,15 +20,22 @@ def draw(comparison: Comparison) -> "Figure":
     measured = [row for row in found if row.tokens_per_second]
     indicative = any(row.tokens_per_second.low is None for row in measured)
     whisker = "Hollow: one trial, indicative." if indicative else "Whisker: its slowest and its fastest trial."
+    paired = "paired by trial, with its 95 % interval; pale where it could be chance"
+    if indicative:
+        paired = "one pair alone tells no difference from noise"
     speeds = [text.tokens(row.tokens_per_second.value) if row.tokens_per_second else "" for row in found]
     times = [text.milliseconds(row.step_ms.value) if row.step_ms else "" for row in found]
     ratios, colours = [faster(row) for row in found], [word_colour(row) for row in found]
     fig, ax = style.chart(
         title="A training run, ours and others'",
-        subtitles=[heading(comparison), text.versions(comparison)],
+        subtitles=[
+            f"{comparison.device['name']} · {text.workload(comparison)}",
+            textwrap.shorten(f"ours: {rungs(comparison)}", LONGEST_RUNGS, placeholder=" …"),
+            text.versions(comparison),
+        ],
         notes=[
             f"Bar: tokens per second of a training run, by the time that each program reports of its own steps. {whisker}",
-            "Ours is so many times as fast: paired by trial, with its 95 % interval; pale where it could be chance.",
+            f"Ours is so many times as fast: {paired}.",
             provenance(comparison),
         ],
         labels=[row.entrant.title for row in found],
@@ -69,14 +78,20 @@ def failure(row: Row, width: int = LONGEST_REASON) -> str:
 
 def about(row: Row) -> list[str]:
     """Of another project's program: its commit, and where its step differs from ours."""
-    commit = [f"commit {row.entrant.commit[:9]}"] if row.entrant.commit and row.name != OURS else []
-    return [*commit, *row.entrant.notes]
+    if row.name == OURS or not row.entrant.commit:
+        return row.entrant.notes
+    changed = " with changes of its own" if row.entrant.dirty else ""
+    return [f"commit {row.entrant.commit[:9]}{changed}", *row.entrant.notes]
 
 
 def heading(comparison: Comparison) -> str:
     """NVIDIA H100 · gpt2 · micro-batch 64 × 1024 tokens · vocabulary 50,257 · ours: bf16 + compile."""
-    ours = " + ".join(comparison.rungs) or "no rungs"
-    return f"{comparison.device['name']} · {text.workload(comparison)} · ours: {ours}"
+    return f"{comparison.device['name']} · {text.workload(comparison)} · ours: {rungs(comparison)}"
+
+
+def rungs(comparison: Comparison) -> str:
+    """bf16 + compile; ours."""
+    return " + ".join(comparison.rungs) or "no rungs"
 
 
 def provenance(comparison: Comparison) -> str:

@@ -19,6 +19,8 @@ def draw(profile: Profile) -> "Figure":
     found = breakdown(profile)
     parts = [part for part in found.parts if part.ms or part.bound_ms]
     limits = profile_text.limits(profile)
+    if profile.roofline is not None:
+        limits += " Blue up to the bound, hatched beyond it, hollow where it is not reached."
     fig, ax = style.chart(
         title="Where the time of one step goes",
         subtitles=[
@@ -27,9 +29,9 @@ def draw(profile: Profile) -> "Figure":
             text.versions(profile),
         ],
         notes=[
-            f"{limits} Blue up to the bound, hatched beyond it, hollow where it is not reached.",
+            limits,
             profile_text.accounts(profile, found),
-            profile_text.FUSED,
+            profile_text.fused(profile),
             profile_text.provenance(profile),
         ],
         labels=[part.name for part in parts],

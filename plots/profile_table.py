@@ -33,7 +33,7 @@ def parts_table(profile: Profile) -> "Table":
         f"{text.versions(profile)} · {profile_text.provenance(profile)}",
         profile_text.limits(profile),
         profile_text.accounts(profile, found),
-        profile_text.FUSED,
+        profile_text.fused(profile),
     ]
     out.caption = caption_of([*under, *profile.flags, *profile.trial.flags])
     return out

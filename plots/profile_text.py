@@ -12,7 +12,6 @@ LONGEST_NAME, END_OF_NAME = 60, 14  # characters; what is longer loses its middl
 NUM_GAPS = 3  # that are named
 NOTHING = 5e-4  # of the step: a difference that rounding makes
 UNNEEDED = {COMMUNICATION: "that a single process does without", OTHER: "in what no rule knows"}
-FUSED = "A kernel that the compiler fused from several parts counts for them in proportion to their bounds."
 
 
 def rungs(profile: Profile) -> str:
@@ -33,6 +32,12 @@ def limits(profile: Profile) -> str:
     rate, bandwidth = profile.peaks[peaks]["tflops"][dtype], profile.peaks[peaks]["bandwidth_gbps"]
     whose = {"measured": "both measured", "datasheet": "by the data sheet"}[peaks]
     return f"Bounds: products at {rate:,.3g} TFLOP/s in {dtype}, bytes at {bandwidth:,.0f} GB/s, {whose}."
+
+
+def fused(profile: Profile) -> str:
+    """How a kernel's time is divided among the parts it was fused from."""
+    how = "equally" if profile.roofline is None else "in proportion to their bounds"
+    return f"A kernel that the compiler fused from several parts counts for them {how}."
 
 
 def accounts(profile: Profile, found: Breakdown) -> str:

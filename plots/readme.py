@@ -263,7 +263,7 @@ def of_profile(traced: Profiles, images: str) -> str:
         [f"`{line.name}`", line.part, line.phase, f"{line.calls:,.5g}", text.milliseconds(line.ms)]
         for line in profile_text.lines(of)[:NUM_KERNELS]
     ]
-    words = " ".join([profile_text.limits(of), profile_text.accounts(of, step), profile_text.FUSED])
+    words = " ".join([profile_text.limits(of), profile_text.accounts(of, step), profile_text.fused(of)])
     source = " · ".join([profile_text.heading(of), text.versions(of), profile_text.provenance(of)])
     return "\n".join([
         f"![Where a step goes on {of.device['name']}]({images}/{of.device['slug']}/{gallery.PROFILE}.png)\n",

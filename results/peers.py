@@ -50,6 +50,7 @@ class Entrant:
     status: str
     reason: str | None
     runs: list[Run]
+    dirty: bool | None = None  # its files are not those of the commit; None where nobody could tell
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optim_ladder import Settings
 
 MOST_TOKENS = 2**23  # what more there is changes no step's time
+MOST_STEPS = 180  # build-nanogpt validates again at its step 250, the warm-up among them
 
 
 def peers(
@@ -31,8 +32,8 @@ def peers(
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Shape that all train, instead of the device's profile's.")] = None,
     micro_batch: Annotated[int | None, typer.Option(metavar="B", help="Sequences per step.")] = None,
     seq_len: Annotated[int | None, typer.Option(metavar="T", help="Tokens per sequence.")] = None,
-    trials: Annotated[int, typer.Option(metavar="N", min=1, help="Processes per program; one gives no interval.")] = 4,
-    steps: Annotated[int, typer.Option(metavar="N", min=5, help="Timed steps of each process.")] = 40,
+    trials: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Processes per program; one gives no interval.")] = 4,
+    steps: Annotated[int, typer.Option(metavar="N", min=5, max=MOST_STEPS, help="Timed steps of each process.")] = 40,
     device: Annotated[str | None, typer.Option(metavar="KIND", help="cuda or cpu instead of the best there is.")] = None,
     results_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="For the comparison and its chart, instead of results/ and plots/.")
@@ -90,6 +91,7 @@ def settle(device: "Device", changes: Mapping[str, Any], best: bool, rungs: str 
             record for `best`, or no encoding of GPT-2's.
     """
     from bench.peers.entrant import GPT2_VOCAB_SIZE
+    from data.bpe import installed
     from data.gpt2 import gpt2_at_hand
     from optim_ladder import Settings, profile
     from results import load_all
@@ -102,6 +104,8 @@ def settle(device: "Device", changes: Mapping[str, Any], best: bool, rungs: str 
         raise ValueError(f"model is {workload.model!r}, which no peer has; choose a GPT-2, e.g. gpt2 or nano")
     workload = replace(workload, dropout=0.0)
     if not gpt2_at_hand():
+        if not installed("tiktoken"):
+            raise ValueError("ours, build-nanogpt and llm.c need tiktoken, which is not installed; pip install tiktoken")
         raise ValueError(
             "GPT-2's encoding is needed by ours, build-nanogpt and llm.c, and tiktoken's cache does not hold it; point "
             "TIKTOKEN_CACHE_DIR at a copy"

@@ -1,6 +1,7 @@
 """Made-up comparisons, and programs that print what a peer prints: as fast as told, or failing in a way that was planted."""
 
 import random
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from bench.peers.entrant import Entrant, Task
+from bench.peers.known import PEERS
 from hardware import Device
 from optim_ladder import Settings, Workload
 from results.peers import OURS, Comparison, Run
 from results.peers import Entrant as Result
 from tests.factories import make_record
+from tests.optim_ladder.devices import CPU
 
 WORKLOAD = Workload(model="nano", vocab_size=50257, micro_batch=2, seq_len=16, dropout=0.0)
 SETTINGS = Settings(workload=WORKLOAD, rungs=("flash", "fused_adamw"))
@@ -79,12 +82,14 @@ def checkout(folder: Path, name: str, ms: float = 10.0, last_words: str = "") ->
         last_words: code to run instead of printing.
     """
     folder.mkdir(parents=True)
+    options = re.findall(r"--(\w+)=", " ".join(PEERS[name].arguments(task(CPU))))
     run = last_words or f'for i in range(60): print({LINES[name]!r}.format(i=i, ms={ms}))\nsys.stdout.flush()\nsignal.pause()'
     constants = {
-        "nanogpt": "",
+        "nanogpt": "".join(f"{option} = None\n" for option in options),
         "build-nanogpt": "import hellaswag\nGPTConfig = dict\nB = 64 # a\nT = 1024\ntotal_batch_size = 524288 # b\nmax_steps = 19073\n"
         "model = dict(GPTConfig(vocab_size=50304))\nuse_compile = False # c\n",
-        "llm.c": 'GPTConfig = dict\nmodels = {\n    "d12": GPTConfig(block_size=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768),\n}\n',
+        "llm.c": 'GPTConfig = dict\nmodels = {\n    "d12": GPTConfig(block_size=1024, vocab_size=50257, n_layer=12, n_head=12, n_embd=768),\n}\n'
+        f"options = {[f'--{option}' for option in options]}\n".replace("'", '"'),
     }[name]  # fmt: skip
     files = {"nanogpt": ["train.py", "model.py", "configurator.py"]}.get(name, ["train_gpt2.py"])
     for file in files[1:]:

@@ -43,4 +43,5 @@ PEER = Peer(
     edits=edits,
     stand_ins={"hellaswag.py": "render_example = iterate_examples = None\n"},
     notes=("vocabulary padded to 50,304, all of it in the softmax",),
+    on_a_processor="bf16",
 )

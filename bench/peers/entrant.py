@@ -2,7 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class Entrant:
         step_ms: a line of the log -> milliseconds of one optimizer step, or None if it is about something else.
         log: which file of the folder to read.
         environment: variables beside the usual ones.
-        commit, files_sha256, changes, notes: see `results.peers.Entrant`.
+        commit, dirty, files_sha256, changes, notes: see `results.peers.Entrant`.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Entrant:
     log: str = STDOUT
     environment: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
+    dirty: bool | None = None
     files_sha256: dict[str, str] = field(default_factory=dict)
     changes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -79,6 +81,7 @@ class Peer:
         edits: pattern -> replacement, for constants of the program that its command line does not offer.
         stand_ins: name -> content of modules that it imports and a training step does not use.
         notes: in which its step differs from ours.
+        on_a_processor: the same, where there is no GPU.
     """
 
     title: str
@@ -90,6 +93,7 @@ class Peer:
     edits: Callable[[Task], Mapping[str, str]] = lambda task: {}
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    on_a_processor: str = "fp32"
 
     def entrant(self, checkout: Path, task: Task) -> Entrant:
         """This peer from a checkout, for a task.
@@ -97,14 +101,22 @@ class Peer:
         Raises:
             ValueError: the folder is not a checkout of it, or of a version that is not known here.
         """
-        program = self.files[0]
+        program, remedy = self.files[0], f"give a checkout of {self.source}"
         try:
             content = {name: (checkout / name).read_bytes() for name in self.files}
+            sources = {name: text.decode() for name, text in content.items()}
         except OSError as error:
             lacking = Path(error.filename).relative_to(checkout)
-            remedy = f"give a checkout of {self.source}"
             raise ValueError(f"{checkout} is not {self.title}: it has no {lacking}; {remedy}") from None
-        sources = {name: text.decode() for name, text in content.items()}
+        except UnicodeDecodeError:
+            raise ValueError(f"{checkout} is not {self.title}: its program is no text; {remedy}") from None
+        arguments = self.arguments(task)
+        for option in (argument.partition("=")[0].removeprefix("--") for argument in arguments):
+            if not re.search(rf'^{option} = |"--{option}"', sources[program], flags=re.MULTILINE):
+                raise ValueError(
+                    f"{checkout / program} has no option {option!r}: it is not {self.title}, or of another version than "
+                    f"this comparison knows; {remedy}"
+                )
         edits = self.edits(task)
         for pattern, replacement in edits.items():
             sources[program], count = re.subn(pattern, lambda _: replacement, sources[program], flags=re.MULTILINE)
@@ -116,19 +128,20 @@ class Peer:
 
         def prepare(folder: Path) -> None:
             for name, text in {**sources, **self.stand_ins}.items():
-                (folder / name).write_text(text)
+                (folder / name).write_bytes(text.encode())
             self.write_tokens(folder, task.tokens)
 
         return Entrant(
             title=self.title,
             source=self.source,
-            arguments=[program, *self.arguments(task)],
+            arguments=[program, *arguments],
             prepare=prepare,
             step_ms=self.step_ms,
             commit=commit_of(checkout),
+            dirty=is_changed(checkout, self.files),
             files_sha256={name: hashlib.sha256(text).hexdigest() for name, text in content.items()},
             changes=list(edits.values()),
-            notes=list(self.notes),
+            notes=[*self.notes, *([self.on_a_processor] if task.device.kind == "cpu" else [])],
         )
 
     def step_ms(self, line: str) -> float | None:
@@ -152,3 +165,16 @@ def commit_of(checkout: Path) -> str | None:
     except OSError:
         return None
     return head if re.fullmatch(r"[0-9a-f]{40}", head) else None
+
+
+def is_changed(checkout: Path, files: Sequence[str]) -> bool | None:
+    """Whether files differ from the commit that is checked out; None where nobody can tell: no repository, or no git."""
+    if not (checkout / ".git").exists():  # git would look further up, and find another one
+        return None
+    git = ["git", "--no-optional-locks", "-c", "safe.directory=*", "-C", str(checkout)]
+    command = [*git, "diff", "--quiet", "HEAD", "--", *files]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return {0: False, 1: True}.get(done.returncode)

@@ -1,5 +1,6 @@
 """The peers there are, by the names that a user gives them, and the checkouts that a user gives for them."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def checkouts(arguments: Iterable[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for argument in arguments:
         name, equals, folder = argument.partition("=")
+        folder = os.path.expanduser(folder)  # which not every shell does behind a "="
         if not equals or not folder:
             raise ValueError(f"{argument!r} does not say where a peer is; write NAME=DIR, e.g. nanogpt=../nanoGPT")
         if name not in PEERS:

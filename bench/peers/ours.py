@@ -69,7 +69,7 @@ def entrant(task: Task, rungs: tuple[str, ...]) -> Entrant:
         step_ms=step_ms,
         log=f"run/{METRICS}",
         environment={"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
-        commit=git_state(ROOT)["commit"],
+        **git_state(ROOT),
         files_sha256={"sources": source_hash(ROOT, (*HARNESS_PACKAGES, "train", "evals"))},
     )
 

@@ -168,6 +168,7 @@ class PeersSession:
                     title=entrant.title,
                     source=entrant.source,
                     commit=entrant.commit,
+                    dirty=entrant.dirty,
                     files_sha256=entrant.files_sha256,
                     command=entrant.arguments,
                     changes=entrant.changes,

@@ -2,18 +2,19 @@
 
 import json
 import os
+import shutil
+import subprocess
 import time
 import tomllib
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from bench.launch import ROOT
 from bench.peers import ours
-from bench.peers.entrant import Entrant, Task, commit_of
+from bench.peers.entrant import Entrant, Task, commit_of, is_changed
 from bench.peers.known import PEERS, checkouts
 from bench.peers.process import Failed, Process
 from bench.peers.session import Contest, PeersSession
@@ -98,6 +99,13 @@ def test_nanogpt_computes_in_what_the_device_can(device, dtype: str, tmp_path: P
     assert f"--dtype={dtype}" in told and f"--device={device.kind}" in told
 
 
+@pytest.mark.parametrize(("name", "words"), [("nanogpt", "fp32"), ("build-nanogpt", "bf16"), ("llm.c", "fp32")])
+def test_on_a_processor_it_is_said_what_a_peer_computes_in(name: str, words: str, tmp_path: Path) -> None:
+    place = checkout(tmp_path / "checkout", name)
+    assert PEERS[name].entrant(place, task(CPU)).notes == [*PEERS[name].notes, words]
+    assert PEERS[name].entrant(place, task(H100)).notes == list(PEERS[name].notes)
+
+
 def test_sizes_of_build_nanogpt_are_put_into_its_program(tmp_path: Path) -> None:
     made = PEERS["build-nanogpt"].entrant(checkout(tmp_path / "checkout", "build-nanogpt"), task(CPU))
     work = tmp_path / "work"
@@ -129,6 +137,72 @@ def test_another_version_is_refused_before_anything_runs(text: str, tmp_path: Pa
     program.write_text(program.read_text().replace("B = 64 # a\n", text))
     with pytest.raises(ValueError, match=r"match '\^B = .*not 1: it is of another version"):
         PEERS["build-nanogpt"].entrant(place, task(CPU))
+
+
+@pytest.mark.parametrize(("name", "option"), [("nanogpt", "eval_iters"), ("llm.c", "input_bin")])
+def test_an_option_that_is_not_there_is_refused_before_anything_runs(name: str, option: str, tmp_path: Path) -> None:
+    place = checkout(tmp_path / "checkout", name)
+    program = place / PEERS[name].files[0]
+    program.write_text(program.read_text().replace(option, f"{option}s"))
+    with pytest.raises(ValueError, match=rf"has no option '{option}': it is not .*, or of another version"):
+        PEERS[name].entrant(place, task(CPU))
+
+
+def test_one_peers_folder_is_not_taken_for_anothers(tmp_path: Path) -> None:
+    """Both call their program train_gpt2.py, and one of them listens to no option."""
+    place = checkout(tmp_path / "checkout", "build-nanogpt")
+    with pytest.raises(ValueError, match="no option 'device': it is not llm.c"):
+        PEERS["llm.c"].entrant(place, task(CPU))
+
+
+def test_a_program_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    place = checkout(tmp_path / "checkout", "nanogpt")
+    (place / "model.py").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="is not nanoGPT: its program is no text; give a checkout of"):
+        PEERS["nanogpt"].entrant(place, task(CPU))
+
+
+def test_a_program_is_copied_byte_by_byte_whatever_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, work = checkout(tmp_path / "check out", "nanogpt"), tmp_path / "work"
+    (place / "model.py").write_bytes("# naïve – π\r\n".encode())
+    work.mkdir()
+    monkeypatch.setattr(Path, "write_text", None)  # which would ask the locale
+    PEERS["nanogpt"].entrant(place, task(CPU)).prepare(work)
+    assert (work / "model.py").read_bytes() == (place / "model.py").read_bytes()
+
+
+def git(place: Path, *arguments: str) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", str(place), *who, *arguments], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_checkout_that_was_changed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = checkout(tmp_path / "checkout", "nanogpt")
+    shutil.rmtree(place / ".git")
+    assert is_changed(place, ["train.py"]) is None
+    git(place, "init", "-q")
+    (place / "notes").write_text("nothing that runs")
+    git(place, "add", "-A")
+    git(place, "commit", "-q", "-m", "all")
+    assert is_changed(place, PEERS["nanogpt"].files) is False
+    os.utime(place / "train.py", (0, 0))  # touched, and the same
+    (place / "notes").write_text("other")
+    assert is_changed(place, PEERS["nanogpt"].files) is False
+    (place / "model.py").write_text("# faster\n")
+    index = (place / ".git" / "index").read_bytes()
+    assert PEERS["nanogpt"].entrant(place, task(CPU)).dirty is True
+    assert (place / ".git" / "index").read_bytes() == index  # nothing is written there
+    monkeypatch.setenv("PATH", "")
+    assert is_changed(place, PEERS["nanogpt"].files) is None
+
+
+def test_a_home_folder_is_found_behind_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "nano GPT").mkdir()
+    assert checkouts(["nanogpt=~/nano GPT"]) == {"nanogpt": tmp_path / "nano GPT"}
+    with pytest.raises(ValueError, match="there is no such folder"):
+        checkouts(["nanogpt=~nobody-at-all/x"])
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
@@ -214,6 +288,7 @@ def test_every_trial_visits_all_once_in_mirrored_random_order(tmp_path: Path) ->
 
 
 def test_every_process_begins_in_a_fresh_folder_and_none_outlives_its_trial(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
     body = f"""
         import subprocess
         assert not os.path.exists("left"), "not fresh"

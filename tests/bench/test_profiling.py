@@ -99,6 +99,7 @@ def test_a_step_that_fails_is_one_line_with_its_reason(tmp_path: Path, status: s
     ("changes", "words"),
     [
         ({"num_steps": 0}, "--steps is 0"),
+        ({"num_steps": 10**20}, "--steps is 100000000000000000000; trace at least 1 and at most 200"),
         ({"device": replace(CPU, kind="mps")}, "sees no kernels on mps"),
         ({"settings": Settings(workload=replace(TINY, world_size=2))}, "world_size is 2"),
         ({"settings": Settings(workload=Workload(model="char-bigram"))}, "'char-bigram'"),

@@ -1,6 +1,7 @@
 """The chart, the table and the README's section of a comparison with other projects."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,25 @@ def test_without_a_comparison_the_readme_says_how_to_make_one(tmp_path: Path) ->
     (tmp_path / "README.md").write_text(README)
     readme.update(tmp_path / "README.md", tmp_path / "records", tmp_path / "gallery")
     assert "stepladder peers nanogpt=DIR" in (tmp_path / "README.md").read_text()
+
+
+def test_all_rungs_of_the_ladder_fit_on_the_chart() -> None:
+    names = ["cudnn_attention", "padded_vocab", "triton_cross_entropy", "triton_layer_norm", "triton_mlp", "triton_adamw", "bf16_weights"] * 2
+    with style.drawing():
+        figure = peers.draw(make_comparison(rungs=names))
+        figure.canvas.draw()
+        right = max(t.get_window_extent().x1 for t in figure.texts + figure.axes[0].texts if t.get_text())
+    assert right <= figure.bbox.x1 and any("ours: cudnn_attention + " in words and words.endswith("…") for words in texts(figure))
+
+
+def test_one_trial_claims_no_interval() -> None:
+    with style.drawing():
+        assert not any("95 %" in words for words in texts(peers.draw(make_comparison(trials=1))))
+        assert any("95 %" in words for words in texts(peers.draw(make_comparison(trials=2))))
+
+
+def test_a_checkout_with_changes_of_its_own_says_so() -> None:
+    changed, clean = (make_comparison() for _ in range(2))
+    entrants = {name: replace(entrant, dirty=name == "llm.c") for name, entrant in changed.entrants.items()}
+    assert printed(make_comparison(entrants=entrants)).count("commit cdcdcdcdc with changes of its own") == 1
+    assert "changes of its own" not in printed(clean)

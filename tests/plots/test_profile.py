@@ -224,6 +224,14 @@ def test_a_profile_alone_makes_a_gallery_and_a_damaged_one_is_named(tmp_path):
     assert any(str(path) in reason for reason in gallery.stale(tmp_path / "records", tmp_path / "gallery"))
 
 
+def test_without_bounds_nothing_is_said_of_them():
+    bare, usual = (texts(drawn(PROFILES[name])) for name in ("no peaks", "usual"))
+    assert any("several parts counts for them equally." in words for words in bare)
+    assert not any("Blue up to the bound" in words or "proportion" in words for words in bare)
+    assert any("Blue up to the bound" in words for words in usual) and any("in proportion to their bounds" in w for w in usual)
+    assert "equally" in printed(parts_table(PROFILES["no peaks"])) and "proportion" in printed(parts_table(PROFILES["usual"]))
+
+
 def test_the_readme_shows_chart_parts_sentences_and_kernels(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- generated:profile -->\n<!-- /generated -->\nafter\n")

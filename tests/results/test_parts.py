@@ -81,6 +81,9 @@ CE = "triton_red_fused__log_softmax__to_copy_nll_loss_forward_9"
         ([CE, "triton_poi_fused_gelu_2", "nvjet_c"], BLOCK),
         (["nvjet_a", "nvjet_b", "nvjet_c"], BLOCK),
         (["", "", "nvjet_c"], BLOCK),
+        (["a", "triton_per_fused_native_layer_norm_1", "triton_red_fused__log_softmax_prepare_softmax_online_slice_view_4"], HEAD),
+        (["triton_per_fused_sum_15", "triton_poi_fused_embedding_dense_backward_16", ""], HEAD),  # added to the embedding's gradient
+        (["a", "triton_per_fused_add_embedding_native_layer_norm_0", "b"], BLOCK),
         ([], OTHER),  # nothing is known of it
     ],
 )
@@ -154,11 +157,69 @@ def test_operators_then_shapes_tell_the_part(path: list[str], shapes: list, phas
         ("triton_poi_fused_embedding_dense_backward_sum_3", {EMBEDDING}),
         ("triton_poi_fused_add_6", {NORM}),
         ("triton_poi_fused__to_copy_8", {OPTIMIZER}),
+        ("triton_poi_fused__to_copy_view_2", {NORM}),
+        ("triton_poi_fused_ones_triu_5", {ATTENTION}),
         ("triton_poi_fused_mul_8", {OTHER}),
     ],
 )
 def test_fused_kernels_carry_their_parts_in_their_names(name: str, expected: set[str]) -> None:
     assert set(part(name)) == expected
+
+
+# What torch 2.11 generates for an H100 from GPT-2 124M at B = 64, with the shapes of what each kernel is given.
+B64 = Sizes(B=64, T=1024, C=768, H=12, V=50257, P=50257, positions=1024)
+M, X64, QKV = 65536, (64, 1024, 768), (64, 1024, 3, 12, 64)
+INDUCTOR = [
+    ("triton_per_fused__to_copy_add_embedding_native_layer_norm_0", [(64, 1024), (50257, C), (1024, C), (C,), X64], {NORM, EMBEDDING}),
+    ("triton_poi_fused__to_copy_t_14", [(50257, C), (50257, C)], {OPTIMIZER}),
+    ("triton_red_fused__log_softmax__to_copy__unsafe_view_prepare_softmax_online_view_15", [(M, 1), (M, 50257), (M, 1)], {LOSS}),
+    ("triton_per_fused__softmax__to_copy_exp_masked_fill_mul_prepare_softmax_online_sub_view_6", [(768, 1024, 1024)], {ATTENTION}),
+    ("triton_red_fused__to_copy_prepare_softmax_online_20", [(M, 1), (M, 50257)], {LOSS}),
+    ("triton_poi_fused_ones_triu_5", [(1024, 1024)], {ATTENTION}),
+    ("triton_poi_fused__to_copy_view_2", [X64, (M, C)], {NORM}),
+    ("triton_poi_fused_gelu_gelu_backward_view_6", [(64, 1024, 4 * C), (M, 4 * C)], {GELU}),
+    ("triton_red_fused_gelu_gelu_backward_sum_view_7", [(64, 1024, 4 * C), (1, 4 * C, 32)], {BIAS}),  # from what the last one wrote
+    ("triton_per_fused_gelu_gelu_backward_sum_view_8", [(1, 4 * C, 32), (1, 4 * C)], {BIAS}),
+    ("triton_red_fused_gelu_gelu_backward_sum_view_7", [(64, 1024, 4 * C), (M, 4 * C), (1, 4 * C, 32)], {GELU, BIAS}),
+    ("triton_red_fused_native_layer_norm_backward_sum_view_2", [X64, (1, C, 175)], {BIAS}),
+    ("triton_poi_fused_add_clone_permute_select_backward_11", [(64, 12, 1024, 64), (64, 12, 1024, 64), QKV], {ATTENTION}),
+    ("triton_red_fused__unsafe_view_add_clone_permute_select_backward_sum_view_12", [QKV, (1, 3 * C, 32)], {BIAS}),
+    ("triton_red_fused_sum_3", [(M, C), (1, C, 175)], {BIAS}),
+    ("triton_per_fused_sum_17", [X64, (1, 1024, C)], {EMBEDDING}),
+    ("triton_poi_fused__to_copy_add_18", [(50257, C), (50257, C), (50257, C)], {OPTIMIZER}),
+    (
+        "triton_per_fused_add_embedding_dense_backward_masked_fill_native_layer_norm_native_layer_norm_backward_view_14",
+        [X64, (M, C), (C,), (1024, C)], {NORM, EMBEDDING},
+    ),
+    ("triton_red_fused_ne_sum_6", [(64, 1024), (8,)], {LOSS}),
+    ("triton_per_fused_add_linear_cross_entropy_native_layer_norm_view_3", [X64, X64, (M, C)], {NORM}),
+    ("triton_poi_fused_linear_cross_entropy_1", [], {LOSS}),
+    # Padded by the compiler, to 50,264 columns.
+    ("triton_poi_fused__to_copy_mm_t_15", [(50257, C), (C, 50264)], {OPTIMIZER}),
+    ("triton_red_fused__log_softmax__to_copy__unsafe_view_mm_prepare_softmax_online_view_16", [(M, 50264), (M, 1)], {LOSS}),
+    ("triton_poi_fused_mm_2", [(50257, C), (50264, C)], {OPTIMIZER}),
+    # fp8: the product's weights, and what it multiplies them with.
+    ("triton_per_fused__scaled_mm__to_copy_abs_amax_clamp_div_native_layer_norm_t_view_2", [(4 * C, C), (C, 4 * C), (1, 4 * C)], {OPTIMIZER}),
+    ("triton_red_fused__scaled_mm__to_copy_abs_amax_clamp_div_gelu_t_view_4", [(C, 4 * C), (4 * C, C), (1, C)], {OPTIMIZER}),
+    ("triton_red_fused__scaled_mm__to_copy_abs_amax_clamp_div_gelu_t_view_3", [(M, 4 * C), (M, 4 * C), (M, 1)], {GELU}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "shapes", "expected"), INDUCTOR)
+def test_what_the_compiler_makes_for_an_h100_goes_where_its_work_is(name: str, shapes: list, expected: set[str]) -> None:
+    assert set(part(name, name, shapes=shapes, sizes=B64, phase="backward")) == expected
+
+
+@pytest.mark.parametrize("shapes", [[(M, C), (C, 50264)], [(50264, M), (M, C)], [(M, 50264), (50264, C)]])
+def test_a_product_that_the_compiler_padded_is_still_the_heads(shapes: list) -> None:
+    assert part("nvjet_tst_256x128_64x4_1x2_h_bz_TNT", "aten::mm", shapes=shapes, sizes=B64) == (HEAD,)
+    assert part("nvjet", "aten::mm", shapes=[(M, C), (C, 50257 + 4 * C)], sizes=B64) == (BLOCK,)  # no vocabulary of ours
+
+
+def test_sums_that_the_compilers_norms_leave_over_are_the_norms() -> None:
+    name = "void at::native::reduce_kernel<512, 1, f>(f)"
+    assert part(name, "CompiledFunctionBackward", "aten::sum", shapes=[(2048, C)], phase="backward", sizes=B64) == (NORM,)
+    assert part(name, "AddmmBackward0", "aten::sum", shapes=[(M, C)], phase="backward", sizes=B64) == (BIAS,)
 
 
 def test_a_fused_cast_goes_by_its_shape_where_that_is_known() -> None:
@@ -177,6 +238,7 @@ def test_a_fused_cast_goes_by_its_shape_where_that_is_known() -> None:
             ATTENTION,
         ),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x64_4x1x1", ATTENTION),
+        ("void cudnn::fusion::compute_dot_do_o_specialized<true, 1, 128>(cudnn::fusion::Params)", ATTENTION),
         ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel::Params)", ATTENTION),
         (
             "void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float, float, float, LogSoftMaxForwardEpilogue>(f)",

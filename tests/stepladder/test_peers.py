@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import bench.peers.ours
+import data.bpe
 import data.gpt2
 import data.tokens
 import stepladder.peers
@@ -135,6 +136,8 @@ def test_best_takes_what_measured_best_on_this_device(capsys, here, monkeypatch,
         (["nanogpt=.", "--micro-batch", "2000", "--device", "cpu"], "error: there are 50,000 tokens, too few for steps of"),
         (["nanogpt=.", "--trials", "0"], "error: Invalid value for '--trials'"),
         (["nanogpt=.", "--steps", "4"], "error: Invalid value for '--steps'"),
+        (["nanogpt=.", "--steps", "181"], "error: Invalid value for '--steps'"),
+        (["nanogpt=.", "--trials", "1000000000000"], "error: Invalid value for '--trials'"),
         ([], "error: Missing argument 'NAME=DIR"),
     ],
 )
@@ -147,8 +150,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(capsys, here, monkeypatch, change
 
 def test_without_gpt2s_encoding_one_line_says_so(capsys, here, monkeypatch) -> None:
     monkeypatch.setattr(data.gpt2, "gpt2_at_hand", lambda: False)
+    monkeypatch.setattr(data.bpe, "installed", lambda package: True)
     code, _, err = run(capsys, *here.arguments)
     assert code == 2 and "point TIKTOKEN_CACHE_DIR at a copy" in err and err.count("\n") == 1
+
+
+def test_without_tiktoken_one_line_says_how_to_get_it(capsys, here, monkeypatch) -> None:
+    monkeypatch.setattr(data.gpt2, "gpt2_at_hand", lambda: False)
+    monkeypatch.setattr(data.bpe, "installed", lambda package: package != "tiktoken")
+    code, _, err = run(capsys, *here.arguments)
+    assert code == 2 and "pip install tiktoken" in err and err.count("\n") == 1
 
 
 def test_on_apples_gpu_it_is_refused(here) -> None:
