@@ -112,7 +112,7 @@ def compare(measured: Trajectory, reference: Trajectory, bound: Drift) -> Parity
         bound: of the setting's rungs.
     """
     loss_drift = _largest(abs(a - b) for a, b in zip(measured.loss, reference.loss, strict=True))
-    norm_drift = _largest(abs(a - b) / b for a, b in zip(measured.norm, reference.norm, strict=True))
+    norm_drift = _largest(_relative(abs(a - b), b) for a, b in zip(measured.norm, reference.norm, strict=True))
     gradient_drift, parameter = gradient_error(measured.sketches, reference.sketches)
     broken = [
         f"{what} differs from fp32 by {drift:.2g}, above {limit:.2g}"
@@ -139,6 +139,10 @@ def compare(measured: Trajectory, reference: Trajectory, bound: Drift) -> Parity
     )
 
 
+def _relative(difference: float, length: float) -> float:
+    return difference / length if length else (math.inf if difference else 0.0)
+
+
 def gradient_error(measured: dict[str, list[float]], reference: dict[str, list[float]]) -> tuple[float, str]:
     """Largest relative error over the parameters, and the parameter's name."""
     if measured.keys() != reference.keys():
@@ -147,7 +151,7 @@ def gradient_error(measured: dict[str, list[float]], reference: dict[str, list[f
     for name, theirs in reference.items():
         length = math.hypot(*theirs)
         difference = math.hypot(*(a - b for a, b in zip(measured[name], theirs, strict=True)))
-        errors[name] = difference / length if length else (math.inf if difference else 0.0)
+        errors[name] = _relative(difference, length)
     worst = max(errors, key=lambda name: errors[name] if math.isfinite(errors[name]) else math.inf)
     return errors[worst], worst
 

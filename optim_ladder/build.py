@@ -228,11 +228,13 @@ def true_fp32() -> Iterator[None]:
 
 @contextmanager
 def compiled_code_of(rungs: Sequence[str]) -> Iterator[None]:
-    """Keeps apart on disk what was compiled under different process-wide flags.
+    """Keeps apart what was compiled under different process-wide flags, in this process and on disk.
 
-    The compiler's cache does not know which attention kernel is allowed: a graph compiled under `flash` would be taken for
-    `cudnn_attention`, and run FlashAttention under its name.
+    The compiler's caches do not know which attention kernel is allowed: a graph compiled under `flash` would be taken for
+    `cudnn_attention`, and run FlashAttention under its name; nor does the one in memory know of CUDA graphs.
     """
+    if any(rung(name).compile is not Rung.compile for name in rungs):
+        torch.compiler.reset()
     before = torch.compiler.config.cache_key_tag
     torch.compiler.config.cache_key_tag = "+".join(name for name in rungs if rung(name).process is not Rung.process)
     try:

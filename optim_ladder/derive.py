@@ -96,12 +96,18 @@ def cumulative(rungs: Sequence[Rung], device: Device, workload: Workload) -> lis
     return places
 
 
+def provider(need: str, rungs: Sequence[Rung], device: Device, workload: Workload) -> Rung | None:
+    """The rung that meets a need by itself: the one named, or if it is not there, the first to have its slot."""
+    able = [r for r in rungs if meets([r], need) and not r.unavailable(device, workload)]
+    return next((r for r in able if r.name == need), next(iter(able), None))
+
+
 def single(rungs: Sequence[Rung], device: Device, workload: Workload) -> list[Place]:
     baseline = settings_of((), workload)
     places = [Place(label="baseline", title="fp32 baseline", settings=baseline)]
     for rung in rungs:
-        needed = [r for r in rungs if r.name in rung.needs]
-        active, skipped = climb([*needed, rung], device, workload)
+        needed = [provider(need, rungs, device, workload) for need in rung.needs]
+        active, skipped = climb([*filter(None, needed), rung], device, workload)
         if rung.name in skipped:
             places.append(Place(label=rung.name, title=rung.title, settings=None, skipped=skipped[rung.name]))
         else:

@@ -9,7 +9,9 @@ same.
 It costs time: a third more arithmetic in the blocks; the head, with a large vocabulary a third of the work of a small
 model, is not computed twice. It pays where the larger micro-batch it makes room for gains more, or where nothing fits
 without it. So it stands aside from the ladder: name it, and let `stepladder tune` find the micro-batch. `compile` is
-told of it and does the same within its graphs.
+told of it and does the same within its graphs. One thing differs there: the dropout inside PyTorch's fused attention
+kernels on a GPU, the same in both forward passes, comes from a generator that no seed of ours reaches, so that a run
+that is taken up again does not repeat it bit by bit.
 """
 
 from dataclasses import replace

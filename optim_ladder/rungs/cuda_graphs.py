@@ -36,7 +36,9 @@ def recording(device: Device) -> AbstractContextManager:
     """The compiler makes graphs of what it compiles meanwhile, or says that it cannot."""
     from torch._inductor import config
 
-    return config.patch({"triton.cudagraphs": True, "triton.cudagraph_or_error": True})
+    # Partitions would leave what cannot be recorded outside of the graphs and launch it one by one, without a word.
+    whole = {"triton.cudagraphs": True, "triton.cudagraph_or_error": True, "graph_partition": False}
+    return config.patch(whole)
 
 
 def outliving(module: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:

@@ -13,7 +13,6 @@ processor it tries other forms only for products of two activations, attention w
 Where the vendor's library is at its best already, nothing is gained.
 """
 
-import torch
 from torch import nn
 
 from optim_ladder.rung import REORDERED, Rung
@@ -21,7 +20,10 @@ from optim_ladder.rungs import compile
 
 
 def compiled(module: nn.Module) -> nn.Module:
-    return torch.compile(module, options={"max_autotune": True, "coordinate_descent_tuning": True})
+    from torch._inductor import select_algorithm
+
+    select_algorithm.PRINT_AUTOTUNE = False  # ten lines for every product, in the middle of a run's progress
+    return compile.compiled(module, options={"max_autotune": True, "coordinate_descent_tuning": True})
 
 
 RUNG = Rung(

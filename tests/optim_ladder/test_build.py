@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,22 @@ def test_compiled_training_is_the_same_and_kernels_are_kept_apart_on_disk(
     monkeypatch.setattr("optim_ladder.ladder.LADDER", (*LADDER, other))
     settings = Settings(workload=WORKLOAD, rungs=("compile", "flash_elsewhere"))
     assert first_steps()[1] == 0
+
+
+def test_what_was_compiled_under_other_flags_is_not_taken_in_the_same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only traced: both trace to one graph, and a step closed is a step whose flags are gone."""
+    other = replace(rung("flash"), name="flash_elsewhere", process=lambda device: nullcontext())
+    eager = replace(rung("compile"), compile=partial(torch.compile, backend="eager"))
+    ladder = tuple(eager if r.name == "compile" else r for r in (*LADDER, other))
+    monkeypatch.setattr("optim_ladder.ladder.LADDER", ladder)
+    graphs = torch._dynamo.utils.counters["stats"]
+    torch._dynamo.reset()
+    graphs.clear()
+    for number, attention in enumerate(("flash", "flash_elsewhere"), 1):
+        with build(Settings(workload=WORKLOAD, rungs=("compile", attention)), CPU) as step:
+            for seed in range(2):
+                step([batch(seed=seed)])
+        assert graphs["unique_graphs"] == number
 
 
 def test_fp32_is_true_fp32_whatever_the_environment_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,12 +102,30 @@ def test_losses_of_a_validation_outlive_each_other(step_with) -> None:
 def test_the_compiler_is_told_and_untold() -> None:
     from torch._inductor import config
 
-    before = (config.triton.cudagraphs, config.triton.cudagraph_or_error)
-    assert before == (False, False)
+    def state() -> tuple[bool, ...]:
+        return config.triton.cudagraphs, config.triton.cudagraph_or_error, config.graph_partition
+
+    before = state()
+    assert before == (False, False, True)
     with pytest.raises(KeyError), recording(CPU):
-        assert config.triton.cudagraphs and config.triton.cudagraph_or_error
+        assert state() == (True, True, False)
         raise KeyError
-    assert (config.triton.cudagraphs, config.triton.cudagraph_or_error) == before
+    assert state() == before
+
+
+def test_what_cannot_be_recorded_is_not_left_out_without_a_word() -> None:
+    """PyTorch would cut a graph in two around what runs on the processor, and find nothing wrong."""
+    from torch._inductor import config
+    from torch._inductor.cudagraph_utils import check_lowering_disable_cudagraph
+
+    def objection() -> str | None:
+        node = torch.fx.Graph().placeholder("x")
+        return check_lowering_disable_cudagraph({torch.device("cuda", 0): node, torch.device("cpu"): node})
+
+    with config.patch({"triton.cudagraphs": True}):
+        assert objection() is None
+    with recording(CPU):
+        assert "cpu device" in objection()
 
 
 def test_where_it_cannot_run_it_says_why() -> None:

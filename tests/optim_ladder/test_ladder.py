@@ -164,6 +164,18 @@ def test_single_brings_what_a_rung_needs() -> None:
     assert {p.previous.id for p in places[1:] if p.previous} == {"baseline"}
 
 
+def test_single_brings_what_meets_the_need_where_the_rung_needed_is_not_named() -> None:
+    """As on the top of the ladder, where a later rung of the slot has taken over."""
+    chosen = in_order(["cudnn_attention", "bf16_weights", "max_autotune", "cuda_graphs"])
+    assert rungs_of(derive("single", chosen, H100, GPU_WORKLOAD)) == [
+        "", "cudnn_attention+bf16_weights", "bf16_weights", "max_autotune", "max_autotune+cuda_graphs",
+    ]  # fmt: skip
+    unmet = derive("single", in_order(["cudnn_attention", "compile"]), H100, GPU_WORKLOAD)
+    assert [p.skipped for p in unmet] == [None, None, "needs 'bf16', which is not on"]
+    cannot = derive("single", in_order(["bf16", "bf16_weights", "fp8"]), T4, GPU_WORKLOAD)
+    assert "no fp8 arithmetic" in cannot[-1].skipped
+
+
 def test_leave_one_out_takes_dependents_along_and_brings_back_what_was_replaced() -> None:
     places = {p.label: p for p in derive("leave-one-out", DEFAULT, H100, GPU_WORKLOAD)}
     everything = {
