@@ -13,11 +13,8 @@ import shutil
 import sys
 from importlib.util import find_spec
 
-import torch
-from torch import nn
-from torch.torch_version import TorchVersion
-
 from hardware import Device
+from optim_ladder.compiler import compiled
 from optim_ladder.rung import REORDERED, Rung
 
 
@@ -32,24 +29,6 @@ def unavailable(device: Device, workload: object) -> str | None:
     if not any(shutil.which(name) for name in names if name):
         return "needs a C or C++ compiler on the PATH; install one, e.g. the package g++"
     return None
-
-
-def compiled(module: nn.Module, **keywords: object) -> nn.Module:
-    """`torch.compile(module, **keywords)`, which ends whatever custom ops the module has."""
-    if TorchVersion(torch.__version__) < (2, 13):
-        name_only()
-    return torch.compile(module, **keywords)
-
-
-def name_only() -> None:
-    """Lets the compiler name an operation in its log and errors without writing out all that its arguments come from.
-
-    PyTorch 2.11 writes that out for every custom op it first meets, asked to log or not. With our layer norm and MLP
-    the text in front of the cross-entropy is ten times longer with every block: 22 seconds after 4, for ever after 12.
-    """
-    from torch._inductor.exc import OperatorIssue
-
-    OperatorIssue.operator_str = staticmethod(lambda target, args, kwargs: f"  target: {target}")
 
 
 RUNG = Rung(

@@ -15,6 +15,7 @@ Where the vendor's library is at its best already, nothing is gained.
 
 from torch import nn
 
+from optim_ladder import compiler
 from optim_ladder.rung import REORDERED, Rung
 from optim_ladder.rungs import compile
 
@@ -23,7 +24,7 @@ def compiled(module: nn.Module) -> nn.Module:
     from torch._inductor import select_algorithm
 
     select_algorithm.PRINT_AUTOTUNE = False  # ten lines for every product, in the middle of a run's progress
-    return compile.compiled(module, options={"max_autotune": True, "coordinate_descent_tuning": True})
+    return compiler.compiled(module, options={"max_autotune": True, "coordinate_descent_tuning": True})
 
 
 RUNG = Rung(

@@ -17,17 +17,18 @@ from torch import Tensor
 
 from hardware import Device
 from model.cache import StaticCache
+from optim_ladder import compiler
 from optim_ladder.rungs.compile import unavailable
 from optim_ladder.sampling_rung import SamplingRung
 
 
 def compiled(reader: StaticCache, device: Device) -> StaticCache:
     if device.kind != "cuda":
-        reader.decode = torch.compile(reader.decode_one, dynamic=False)
+        reader.decode = compiler.compiled(reader.decode_one, dynamic=False)
         return reader
     for tensor in (reader.place, *(tensor for pair in reader.kept for tensor in pair)):
         torch._dynamo.mark_static_address(tensor)  # written in place: a graph may only do so to what never moves
-    reader.decode = outliving(torch.compile(reader.decode_one, mode="reduce-overhead", dynamic=False))
+    reader.decode = outliving(compiler.compiled(reader.decode_one, mode="reduce-overhead", dynamic=False))
     return reader
 
 
