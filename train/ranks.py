@@ -10,7 +10,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from hardware import Device
 T = TypeVar("T")
 
 POLL_S = 1.0
+LEAVE_S = 5.0
 
 
 class Relayed(ValueError):
@@ -68,6 +70,10 @@ class Ranks:
                 torch.cuda.set_device(self.local_rank)
             if self.device.kind == "cpu":  # torchrun gives each one thread, whatever cores there are
                 torch.set_num_threads(max(1, self.device.count // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+            # These functions take the group of the moment in which they are first imported as a default value, and keep it. Left to
+            # DistributedDataParallel, that moment comes when there is one, which then outlives destroy_process_group.
+            from torch.distributed.nn import functional  # noqa: F401
+
             backend = "cpu:gloo,cuda:nccl" if self.device.kind == "cuda" else "gloo"
             limit = timedelta(days=7)  # the watcher below gives up long before, can name who is missing, and knows who is only busy
             store, _, _ = next(dist.rendezvous("env://", timeout=limit))
@@ -82,13 +88,25 @@ class Ranks:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        """Ends the group, and with it gloo's threads.
+
+        One that still holds a collective's tensor gives it back under Python's lock; were the interpreter at its end by then, the
+        C++ runtime would abort the process. The group ends with its last holder, so a DistributedDataParallel must be gone before.
+        """
         self._over.set()
-        if self._watcher is not None:
-            self._watcher.join()
-            if kind is None:  # after an error the others may be anywhere; the process ends soon and the group with it
-                dist.destroy_process_group()
+        if self._watcher is None:
+            return
+        self._watcher.join()
+        if error is None:
+            dist.destroy_process_group()
+        elif self.device.kind != "cuda":  # NCCL's end may need the others, and they may be anywhere
+            for met in _chain(error):
+                traceback.clear_frames(met.__traceback__)  # their variables hold the model
+            leaving = threading.Thread(target=dist.destroy_process_group, name="leaving", daemon=True)
+            leaving.start()
+            leaving.join(LEAVE_S)  # a collective that was under way waits for the others, for ever at worst
 
     def at(self, place: str) -> None:
         """Notes progress: where this process is now, in words."""
@@ -202,3 +220,10 @@ class Ranks:
             elif place != self._place:
                 behind.append(f"rank {rank} has been in {place!r} for {stuck_s:.0f} s")
         return "; ".join(silent or behind) or "every other rank is there and waits too"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

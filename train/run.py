@@ -87,12 +87,16 @@ def train(request: Request, console: Console) -> Outcome:
     Raises:
         ValueError: anything the user can mend, in one line.
     """
+    run_dir, limit = request.run_dir, request.recipe.train.time_limit_s
+    with Ranks(request.device, time_limit_s=limit, stacks=run_dir / "stacks") as ranks:
+        return _train(request, console, ranks)  # a call of its own: what it has made is gone before the processes part
+
+
+def _train(request: Request, console: Console, ranks: Ranks) -> Outcome:
     recipe, device, run_dir = request.recipe, request.device, request.run_dir
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     resuming = request.resume or restarted
     with ExitStack() as stack:
-        ranks = Ranks(device, time_limit_s=recipe.train.time_limit_s, stacks=run_dir / "stacks")
-        stack.enter_context(ranks)
         say = partial(console.print, soft_wrap=True, highlight=False, markup=False) if ranks.first else lambda line: None
         # What is wrong with it is said before hours of preparing, and by one process.
         ranks.first_does(lambda: _plan(request, LIKELY_VOCAB_SIZE, ranks.world_size, say=lambda line: None))

@@ -136,3 +136,44 @@ def test_an_error_is_said_once(mistake, said, left, tmp_path: Path, started: lis
     output = finish(process)
     assert process.returncode != 0 and output.count("error: ") == 1 and said in output, output
     assert not left or set(os.listdir(tmp_path / "x")) == left
+
+
+LEAVING = """
+import os, signal, sys
+from stepladder.cli import main
+from train.loop import Loop
+from train.ranks import Ranks
+
+way, take, leave = sys.argv.pop(1), Loop._take, Ranks.__exit__
+
+def third(loop, batch):
+    if loop.progress.step == 2 and loop.ranks.first:
+        if way == "alone":
+            raise OSError("the first leaves alone")
+        os.kill(os.getpid(), signal.SIGTERM)
+    take(loop, batch)
+
+def left(ranks, *error):
+    leave(ranks, *error)
+    names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+    print(f"rank {ranks.rank} keeps {sum('gloo' in name for name in names)} threads of gloo", flush=True)
+
+Loop._take, Ranks.__exit__ = third, left
+print(f"rank {os.environ['RANK']} leaves with {main(sys.argv[1:])}", flush=True)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a process's threads are read as Linux tells them")
+@pytest.mark.parametrize(("way", "codes"), [("together", (143, 1)), ("alone", (2, 2))])
+def test_no_thread_of_gloo_outlives_the_run(way, codes, tmp_path: Path, started: list) -> None:  # noqa: F811
+    """One that asks for Python's lock while the interpreter ends aborts the process: none may be there by then."""
+    program = tmp_path / "leaving.py"
+    program.write_text(LEAVING)
+    command = tiny.command(tmp_path, "--run-dir", str(tmp_path / "run"), *flags({**SHORT, "train.micro_batch": 2}), processes=2)
+    at = command.index("-m", command.index("--standalone"))
+    command[at : at + 2] = [str(program), way]
+    process = tiny.start(command)
+    started.append(process)
+    output = finish(process)
+    for rank, code in enumerate(codes):
+        assert f"rank {rank} keeps 0 threads of gloo" in output and f"rank {rank} leaves with {code}" in output, output
