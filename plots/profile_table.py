@@ -19,16 +19,8 @@ def parts_table(profile: Profile) -> "Table":
     headings = ["part", "measured", "bound", "more", "over bound", "of the step", "calls"]
     out = empty_table(f"One step · {profile_text.heading(profile)}", headings)
     for part in found.parts:
-        cells = [
-            part.name,
-            text.milliseconds(part.ms),
-            profile_text.bound(part),
-            profile_text.gap(part),
-            profile_text.over(part),
-            text.share(part.ms / found.total_ms),
-            f"{sum(item.kernel.calls for item in part.items):,.0f}" if part.items else "",
-        ]
-        out.add_row(*plain_cells(cells, "" if part.ms else "dim"))
+        calls = f"{sum(item.kernel.calls for item in part.items):,.0f}" if part.items else ""
+        out.add_row(*plain_cells([*profile_text.row(part, found), calls], "" if part.ms else "dim"))
     under = [
         f"{text.versions(profile)} · {profile_text.provenance(profile)}",
         profile_text.limits(profile),

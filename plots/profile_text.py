@@ -82,6 +82,12 @@ def over(part: Part) -> str:
     return text.NONE if part.over is None else text.times(part.over)
 
 
+def row(part: Part, step: Breakdown) -> list[str]:
+    """Name, time, bound, gap, times its bound, share of the step: the cells that every table of parts begins with."""
+    share = text.share(part.ms / step.total_ms)
+    return [part.name, text.milliseconds(part.ms), bound(part), gap(part), over(part), share]
+
+
 # -- kernels ---------------------------------------------------------------------------------------------------------
 
 

@@ -247,18 +247,7 @@ def of_profile(traced: Profiles, images: str) -> str:
         return NOTHING.replace("make bench", "stepladder profile --best")
     path, of = max(found, key=lambda pair: _product_rate(pair[1]))
     step = breakdown(of)
-    cells = [
-        [
-            part.name,
-            text.milliseconds(part.ms),
-            profile_text.bound(part),
-            profile_text.gap(part),
-            profile_text.over(part),
-            text.share(part.ms / step.total_ms),
-        ]
-        for part in step.parts
-        if part.ms or part.bound_ms
-    ]
+    cells = [profile_text.row(part, step) for part in step.parts if part.ms or part.bound_ms]
     longest = [
         [f"`{line.name}`", line.part, line.phase, f"{line.calls:,.5g}", text.milliseconds(line.ms)]
         for line in profile_text.lines(of)[:NUM_KERNELS]

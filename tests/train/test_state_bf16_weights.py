@@ -16,6 +16,7 @@ from stepladder.cli import main
 from tests.evals.items import WORDS, made_items, write_items
 from tests.train import tiny
 from tests.train.test_kills import finish
+from tests.train.test_state import batch, copied, losses
 from train import checkpoint
 from train.state import check_matches, pack, template, unpack
 from train.watch import Watch
@@ -25,19 +26,6 @@ WORKLOAD = Workload(model="pico", vocab_size=67, micro_batch=2, seq_len=16)
 RUNGS = ("padded_vocab", "fused_adamw", "bf16_weights")
 OTHERS = [(), ("bf16", "fused_adamw"), ("padded_vocab",)]
 CHANGES = {"train.rungs": ["fused_adamw", "bf16_weights"], "train.steps": 12, "validation.every": 4, "samples.every": 6}
-
-
-def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.randint(67, (2, 17), generator=torch.Generator().manual_seed(seed))
-    return tokens[:, :-1], tokens[:, 1:]
-
-
-def losses(step: TrainStep, seeds: range) -> list[float]:
-    return [step([batch(seed)])[0].item() for seed in seeds]
-
-
-def copied(tensors: dict) -> dict:
-    return {part: {name: t.clone() for name, t in named.items()} for part, named in tensors.items()}
 
 
 def of(*rungs: str, seed: int = 7) -> TrainStep:
